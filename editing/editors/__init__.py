@@ -1,0 +1,1 @@
+"""Editors: one method, one package."""

@@ -1,0 +1,1 @@
+"""Evaluation: scoring, suites, paired comparisons, the gate."""

@@ -1,0 +1,1 @@
+"""Base models: loading, architecture facts, fingerprints."""

@@ -1,0 +1,1 @@
+"""The outside world, one verb each: feed storage, ledger, registry, Prefect artifacts."""
