@@ -28,7 +28,7 @@ class StateError(EditingError, ValueError):
     """An edit state is damaged, of another format, or belongs to another base."""
 
 
-class EditRefused(EditingError, ArithmeticError):
+class EditRefusedError(EditingError, ArithmeticError):
     """An edit would leave a state that cannot be trusted (ill-conditioned, not finite)."""
 
 

@@ -11,15 +11,15 @@ DAY = datetime(2019, 7, 24, tzinfo=UTC)
 
 
 def change(**fields: object) -> FactChange:
-    defaults: dict[str, object] = dict(
-        subject="the United Kingdom",
-        relation="head_of_government",
-        target="Boris Johnson",
-        prompt="The head of government of {} is",
-        effective_at=DAY,
-        observed_at=DAY,
-        source="test",
-    )
+    defaults: dict[str, object] = {
+        "subject": "the United Kingdom",
+        "relation": "head_of_government",
+        "target": "Boris Johnson",
+        "prompt": "The head of government of {} is",
+        "effective_at": DAY,
+        "observed_at": DAY,
+        "source": "test",
+    }
     return FactChange(**(defaults | fields))  # type: ignore[arg-type]
 
 
