@@ -1,0 +1,44 @@
+# The project's vocabulary. `make night` on a fresh machine needs Python 3.11 or newer and nothing else.
+.PHONY: help setup night test ui check format clean
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+NIGHTS ?= 6
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+help:  ## list these targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
+
+setup: $(READY)  ## make .venv with the pinned versions
+
+# torch goes first and alone: left to a range, pip would choose the newest CUDA build.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip
+	$(PIP) torch==2.13.0
+	$(PIP) --editable . --group dev
+	touch $@
+
+night: $(READY)  ## replay history on the Almanac: the first six nights, or NIGHTS=all
+	$(BIN)/errata replay --nights $(NIGHTS)
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest
+
+ui: $(READY)  ## open Prefect's and MLflow's pages on what the nights left behind
+	$(BIN)/errata ui
+
+check: $(READY)  ## lint, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## rewrite the sources in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove everything that runs left behind (ERRATA_HOME, or var)
+	rm -rf $${ERRATA_HOME:-var}

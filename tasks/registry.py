@@ -1,0 +1,227 @@
+"""The registry: one MLflow run per night, and versions that are plain files under the aliases champion and challenger.
+
+MLflow aliases keep no history: every move is written to the ledger first, by whoever moves them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+NIGHT_TAG = "errata.night"
+DIGEST_TAG = "errata.state_digest"
+STATE_FOLDER = "state"
+TABLES_TAG = "mlflow.loggedArtifacts"
+PARAM_LIMIT = 6000
+PARAMS_A_CALL = 100
+
+
+class RegistryError(RuntimeError):
+    """A version or alias does not exist, or what the registry gives back is not what was put in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A registered state: its number, content digest, tags, and the MLflow run of the night that made it."""
+
+    number: int
+    digest: str
+    run_id: str
+    tags: Mapping[str, str]
+
+
+class Registry:
+    """Runs and versions of one registered model. Every method may be called again after a crash with the same effect.
+
+    `tracking_uri` is any MLflow tracking URI; `artifacts` is where an embedded (SQLite) store keeps its files,
+    and is left to the server otherwise. `cache` receives downloaded versions.
+    """
+
+    def __init__(self, tracking_uri: str, *, name: str, artifacts: Path, cache: Path) -> None:
+        self.name = name
+        self._cache = cache
+        self._client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        self._tracking_uri = tracking_uri
+        self._artifacts = str(artifacts) if tracking_uri.startswith("sqlite:") else None
+
+    @contextmanager
+    def night_run(self, night: str, *, title: str) -> Iterator[NightRun]:
+        """The MLflow run of `night`: the one an earlier attempt left, else a new one; FAILED when the body raises."""
+        experiment = self._experiment()
+        mine = f"tags.`{NIGHT_TAG}` = '{night}'"
+        found = self._client.search_runs([experiment], mine, max_results=1)
+        run = found[0] if found else self._client.create_run(experiment, run_name=title, tags={NIGHT_TAG: night})
+        self._client.update_run(run.info.run_id, status="RUNNING")
+        try:
+            yield NightRun(self._client, run)
+        except BaseException:
+            self._client.set_terminated(run.info.run_id, "FAILED")
+            raise
+        self._client.set_terminated(run.info.run_id, "FINISHED")
+
+    def register(self, run_id: str, folder: Path, *, digest: str, tags: Mapping[str, str]) -> Version:
+        """Register the files of `folder` as a version; the version of `digest` that exists already, if one does."""
+        if existing := self.by_digest(digest):
+            return existing
+        try:
+            self._client.create_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        self._client.log_artifacts(run_id, str(folder), STATE_FOLDER)
+        source = f"{self._client.get_run(run_id).info.artifact_uri}/{STATE_FOLDER}"
+        made = self._client.create_model_version(self.name, source, run_id=run_id, tags={**tags, DIGEST_TAG: digest})
+        return _version(made)
+
+    def by_digest(self, digest: str) -> Version | None:
+        """The version whose state has this digest."""
+        found = self._client.search_model_versions(f"name = '{self.name}' and tags.`{DIGEST_TAG}` = '{digest}'")
+        return _version(min(found, key=lambda version: int(version.version))) if found else None
+
+    def get(self, reference: str | int) -> Version:
+        """The version with this number or alias. Raises `RegistryError` when there is none."""
+        try:
+            if str(reference).isdecimal():
+                return _version(self._client.get_model_version(self.name, str(reference)))
+            return _version(self._client.get_model_version_by_alias(self.name, str(reference)))
+        except MlflowException as error:
+            if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                raise
+            known = ", ".join(str(version.number) for version in self.versions()) or "none yet"
+            raise RegistryError(f"no version {reference!r} of {self.name!r}; versions: {known}") from error
+
+    def aliased(self, alias: str) -> Version | None:
+        """The version that holds `alias`, or None."""
+        try:
+            return self.get(alias)
+        except RegistryError:
+            return None
+
+    def versions(self) -> list[Version]:
+        """Every version, oldest first."""
+        found = self._client.search_model_versions(f"name = '{self.name}'")
+        return sorted(map(_version, found), key=lambda version: version.number)
+
+    def move(self, alias: str, version: int) -> None:
+        """Point `alias` at `version`."""
+        self._client.set_registered_model_alias(self.name, alias, str(version))
+
+    def unset(self, alias: str) -> None:
+        """Take `alias` away, if any version holds it."""
+        if self.aliased(alias):
+            self._client.delete_registered_model_alias(self.name, alias)
+
+    def tag(self, version: int, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        for key, value in tags.items():
+            self._client.set_model_version_tag(self.name, str(version), key, value)
+
+    def fetch(self, version: Version) -> Path:
+        """The version's files as the registry has them, downloaded once; whoever loads them verifies the digest."""
+        target = self._cache / f"{version.number}-{version.digest[:16]}"
+        if not target.exists():
+            self._cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self._cache, prefix=".part-") as part:
+                try:
+                    source = self._client.get_model_version_download_uri(self.name, str(version.number))
+                    files = download_artifacts(source, dst_path=part, tracking_uri=self._tracking_uri)
+                except (MlflowException, OSError) as error:
+                    place = f"version {version.number} of {self.name!r}"
+                    raise RegistryError(f"{place} cannot be fetched from {self._tracking_uri}: {error}") from error
+                Path(files).replace(target)
+        return target
+
+    def forget(self, version: Version) -> None:
+        """Drop the downloaded copy of a version, so that the next `fetch` asks the registry again."""
+        shutil.rmtree(self._cache / f"{version.number}-{version.digest[:16]}", ignore_errors=True)
+
+    def _experiment(self) -> str:
+        if found := self._client.get_experiment_by_name(self.name):
+            return found.experiment_id
+        return self._client.create_experiment(self.name, artifact_location=self._artifacts)
+
+
+class NightRun:
+    """What a night leaves in MLflow. Writing the same thing twice leaves it once."""
+
+    def __init__(self, client: MlflowClient, run: Run) -> None:
+        self._client = client
+        self.run_id: str = run.info.run_id
+        self.experiment_id: str = run.info.experiment_id
+
+    @property
+    def url(self) -> str | None:
+        """The run's page, when the tracking store is a server."""
+        server = self._client.tracking_uri
+        if not server.startswith("http"):
+            return None
+        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters; values longer than MLflow takes are cut."""
+        known = self._client.get_run(self.run_id).data.params
+        items = [Param(key, str(value)[:PARAM_LIMIT]) for key, value in values.items() if key not in known]
+        for start in range(0, len(items), PARAMS_A_CALL):
+            self._client.log_batch(self.run_id, params=items[start : start + PARAMS_A_CALL])
+
+    def metrics(self, values: Mapping[str, float], *, timestamp: int, step: int = 0) -> None:
+        """Log metrics; `timestamp` in milliseconds since the epoch."""
+        self._client.log_batch(self.run_id, [Metric(key, value, timestamp, step) for key, value in values.items()])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        for key, value in values.items():
+            self._client.set_tag(self.run_id, key, value)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log `rows` (one shape) as a table that MLflow's page shows; an earlier one of this name is replaced."""
+        columns = list(rows[0]) if rows else []
+        path = f"tables/{name}.json"
+        self._client.log_dict(
+            self.run_id, {"columns": columns, "data": [[row[c] for c in columns] for row in rows]}, path
+        )
+        logged = json.loads(self._client.get_run(self.run_id).data.tags.get(TABLES_TAG, "[]"))
+        entry = {"path": path, "type": "table"}
+        if entry not in logged:
+            self._client.set_tag(self.run_id, TABLES_TAG, json.dumps([*logged, entry]))
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Log a plot as `plots/NAME.png`."""
+        self._client.log_figure(self.run_id, figure, f"plots/{name}.png")
+
+    def text(self, path: str, text: str) -> None:
+        """Log a text file."""
+        self._client.log_text(self.run_id, text, path)
+
+    def files(self, folder: Path, path: str) -> None:
+        """Log a folder's files under `path`."""
+        self._client.log_artifacts(self.run_id, str(folder), path)
+
+    def dataset(self, *, name: str, source: str, digest: str, columns: Sequence[str], rows: int) -> None:
+        """Log the feed as this run's dataset input; `digest` is that of its content."""
+        schema = json.dumps({"mlflow_colspec": [{"type": "string", "name": column} for column in columns]})
+        profile = json.dumps({"num_rows": rows})
+        dataset = Dataset(name, digest[:36], "local", json.dumps({"uri": source}), schema, profile)
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "feed")])])
+
+
+def _version(found: ModelVersion) -> Version:
+    tags = dict(found.tags)
+    return Version(int(found.version), tags.get(DIGEST_TAG, ""), found.run_id or "", tags)

@@ -1,0 +1,93 @@
+import os
+
+import pytest
+
+from tasks.settings import QUIET, SettingsError, activate, load_settings
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    for name in ("ERRATA_HOME", "ERRATA_CONFIG", "PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", *QUIET):
+        monkeypatch.setenv(name, "")  # recorded, so that what `activate` sets is undone
+        monkeypatch.delenv(name)
+    return tmp_path
+
+
+def test_everything_lives_under_home(elsewhere):
+    settings = load_settings()
+    assert settings.home == elsewhere / "var"
+    for place in (settings.landing, settings.curated, settings.quarantine, settings.states, settings.nights):
+        assert settings.home in place.parents
+    assert str(settings.home) in settings.ledger
+    assert str(settings.home) in settings.tracking_uri
+
+
+def test_file_and_variables(elsewhere, monkeypatch):
+    folder = elsewhere / "project"
+    folder.mkdir()
+    (folder / "errata.toml").write_text('home = "data"\n[editor]\nbatch_size = 4\n[editor.options]\nlambda = 2.5\n')
+    monkeypatch.setenv("ERRATA_CONFIG", str(folder / "errata.toml"))
+    settings = load_settings()
+    assert settings.home == folder / "data"
+    assert (settings.editor.batch_size, settings.editor.options) == (4, {"lambda": 2.5})
+    monkeypatch.setenv("ERRATA_EDITOR__BATCH_SIZE", "7")
+    monkeypatch.setenv("ERRATA_HOME", "other")
+    settings = load_settings()
+    assert settings.editor.batch_size == 7
+    assert settings.home == elsewhere / "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[editor]\nbatch_sise = 4\n", ["editor.batch_sise", "did you mean editor.batch_size"]),
+        ("hom = 'x'\n", ["hom", "did you mean home"]),
+        ("[editor]\nbatch_size = 0\n", ["editor.batch_size = 0"]),
+        ("[editor\n", ["not valid TOML"]),
+    ],
+)
+def test_mistakes_are_named(elsewhere, text, words):
+    (elsewhere / "errata.toml").write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_unknown_variable_is_named(monkeypatch):
+    monkeypatch.setenv("ERRATA_EDITOR__BATCHSIZE", "7")
+    with pytest.raises(SettingsError, match="did you mean ERRATA_EDITOR__BATCH_SIZE"):
+        load_settings()
+
+
+def test_missing_config_file(monkeypatch):
+    monkeypatch.setenv("ERRATA_CONFIG", "nowhere.toml")
+    with pytest.raises(SettingsError, match=r"nowhere\.toml"):
+        load_settings()
+
+
+def test_users_own_services_are_respected(elsewhere, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:8")
+    settings = load_settings()
+    activate(settings)
+    assert "PREFECT_HOME" not in os.environ
+    assert os.environ["PREFECT_API_URL"] == "http://127.0.0.1:9/api"
+    assert settings.tracking_uri == os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:8"
+
+
+def test_users_own_profile_is_respected(elsewhere):
+    profile = elsewhere / "user" / ".prefect" / "profiles.toml"
+    profile.parent.mkdir(parents=True)
+    profile.write_text('active = "team"\n[profiles.team]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n')
+    activate(load_settings())
+    assert "PREFECT_HOME" not in os.environ
+
+
+def test_embedded_services_live_under_home(elsewhere):
+    settings = load_settings()
+    activate(settings)
+    assert os.environ["PREFECT_HOME"] == str(settings.home / "prefect")
+    assert settings.landing.is_dir()
