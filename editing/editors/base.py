@@ -1,0 +1,122 @@
+"""What every editing method offers: an immutable state, and verbs that turn states into states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from editing.facts import EditBatch, FactChange
+from editing.models import BaseModel
+from editing.statistics import SecondMoments
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FactOutcome:
+    """How the optimisation of one fact ended: `loss` is its mean negative log-likelihood per target token, in nats."""
+
+    fact_id: str
+    converged: bool
+    loss: float
+
+
+class EditState(Protocol):
+    """The immutable artifact of a method after some batches.
+
+    `digest` is a SHA-256 over all content; `facts` are those that hold, oldest first, and
+    `fact_ids` their ids; `parent` is the digest of the state that this one was made from.
+    """
+
+    @property
+    def method(self) -> str: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+    @property
+    def facts(self) -> tuple[FactChange, ...]: ...  # noqa: D102
+    @property
+    def fact_ids(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def parent(self) -> str | None: ...  # noqa: D102
+    @property
+    def base_fingerprint(self) -> str: ...  # noqa: D102
+
+    def describe(self) -> dict[str, Any]:
+        """Scalars for a report (norms, thresholds, counts), as plain JSON types."""
+        ...
+
+
+State = TypeVar("State", bound=EditState)
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedBatch:
+    """A batch's new state, the outcome of each of its facts in batch order, and health figures of the state."""
+
+    state: Any
+    outcomes: tuple[FactOutcome, ...]
+    canaries: Mapping[str, float]
+
+
+class Editor(Protocol[State]):
+    """An editing method. States never change: `apply` and `retract` return new ones."""
+
+    method: str
+
+    def start(self, base: BaseModel, config: Any, statistics: SecondMoments | None) -> State:
+        """The state before the first batch."""
+        ...
+
+    def apply(
+        self, base: BaseModel, state: State, batch: EditBatch, *, progress: Progress | None = None
+    ) -> AppliedBatch:
+        """The state with the batch's facts; earlier facts with the same keys are superseded."""
+        ...
+
+    def retract(
+        self, base: BaseModel, state: State, fact_ids: Sequence[str], *, progress: Progress | None = None
+    ) -> State:
+        """The state as if these facts had never been applied."""
+        ...
+
+    def attach(self, base: BaseModel, state: State) -> AbstractContextManager[None]:
+        """Inside it `base.model` is the edited model; leaving it restores the base bit for bit."""
+        ...
+
+    def save(self, state: State, folder: Path) -> str:
+        """Write the state as files (safetensors, JSON) and return its digest."""
+        ...
+
+    def load(self, folder: Path, base: BaseModel, statistics: SecondMoments | None = None) -> State:
+        """Read and verify a state; anything that does not belong to `base` is refused by name."""
+        ...
+
+
+_continuation: ContextVar[int | Tensor | None] = ContextVar("continuation", default=None)
+
+
+@contextmanager
+def continuation_from(column: int | Tensor) -> Iterator[None]:
+    """Say which tokens of the forward passes inside are answer, not prompt: those from `column` on.
+
+    `column` is a column of `input_ids`, one for all rows or one per row `[B]` (int64). A scope that
+    takes statistics over the prompt needs it wherever prompt and answer pass through the model
+    together: teacher-forced scoring, and generation without a cache. With a cache the model itself
+    shows where the prompt ended.
+    """
+    token = _continuation.set(column)
+    try:
+        yield
+    finally:
+        _continuation.reset(token)
+
+
+def continuation_column() -> int | Tensor | None:
+    """What the innermost `continuation_from` said, if any."""
+    return _continuation.get()

@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from editing.errors import TokenisationError
+from editing.tokenisation import encode_prompts, encode_with_targets, lookup_index, tokenise
+
+
+@pytest.fixture(params=["gpt2", "llama"], ids=["no bos", "bos"])
+def tokenizer(request, tiny_base):
+    return tiny_base(request.param).tokenizer
+
+
+@pytest.mark.parametrize("prompt", ["The mayor of Arden is", "The mayor of Arden is ", "Who leads Arden?"])
+@pytest.mark.parametrize("target", ["Ada Moss", " Ada Moss ", "Zürich 北京"])
+def test_exactly_one_space_and_the_target_is_all_of_the_target(tokenizer, prompt, target):
+    encoded = encode_with_targets(tokenizer, [prompt, "x"], [target, "y"])
+    ids = encoded.input_ids[0][encoded.attention_mask[0].bool()]
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    assert whole == f"{prompt.rstrip()} {target.strip()}"
+    assert tokenizer.decode(encoded.input_ids[0][encoded.target_mask[0]]) in (f" {target.strip()}", target.strip())
+    before = encoded.target_mask[0].int().argmax()
+    assert tokenizer.decode(encoded.input_ids[0][:before], skip_special_tokens=True).rstrip() == prompt.rstrip()
+
+
+def test_targets_are_right_padded_and_prompts_left(tokenizer):
+    pairs = ["The mayor of Arden is", "Belmont:"]
+    right = encode_with_targets(tokenizer, pairs, ["Ada Moss", "Ben Hale"])
+    assert right.attention_mask[1].diff().max() <= 0
+    assert not (right.target_mask & ~right.attention_mask.bool()).any()
+    left = encode_prompts(tokenizer, pairs)
+    assert left["attention_mask"][1].diff().min() >= 0
+    assert left["attention_mask"].sum(1).tolist() == [len(t.ids) for t in tokenise(tokenizer, pairs)]
+    assert tokenizer.pad_token is None
+
+
+@pytest.mark.parametrize(
+    ("template", "subject", "last"),
+    [
+        ("The mayor of {} is", "Arden", "Arden"),
+        ("{} is led by", "Corvia", "Corvia"),
+        ("Corvia trades with {}", "Corvia", "Corvia"),
+        ("{}'s mayor is", "São Tomé", "Tomé"),
+    ],
+)
+def test_lookup_is_the_last_token_of_the_subject_in_its_slot(tokenizer, template, subject, last):
+    text = template.replace("{}", subject)
+    index = lookup_index(tokenizer, template, subject)
+    tokens = tokenise(tokenizer, [text])[0]
+    end = template.index("{}") + len(subject)
+    assert tokens.spans[index][0] < end <= tokens.spans[index][1]
+    assert text[:end].endswith(last)
+
+
+def test_what_cannot_be_located_is_refused(tokenizer):
+    with pytest.raises(TokenisationError, match="no tokens"):
+        encode_with_targets(tokenizer, ["The mayor is"], ["  "])
+    with pytest.raises(TokenisationError, match="slot"):
+        lookup_index(tokenizer, "The mayor is", "Arden")
+    with pytest.raises(TokenisationError, match="no tokens"):
+        lookup_index(tokenizer, "The mayor of {} is", "")
+
+
+def test_padding_side_does_not_change_the_tokens(tokenizer):
+    prompts = ["The mayor of Arden is", "Belmont"]
+    left, right = (encode_prompts(tokenizer, prompts, padding_side=side) for side in ("left", "right"))
+    for row in range(2):
+        torch.testing.assert_close(
+            left["input_ids"][row][left["attention_mask"][row].bool()],
+            right["input_ids"][row][right["attention_mask"][row].bool()],
+        )
