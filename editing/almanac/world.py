@@ -100,16 +100,25 @@ class World:
 
     def names_of(self, relation: str) -> list[str]:
         """Every object that `relation` takes from `BELIEF` to `HORIZON`, sorted."""
-        return sorted({fact.object for fact in self._current_facts() if fact.relation == relation})
+        return list(self._names[relation])
 
     def objects(self, kind: str) -> list[str]:
         """Every object of `kind` (person, team, city, ...) that holds between `BELIEF` and `HORIZON`, sorted."""
         relations = [relation.name for relation in self.relations.values() if relation.object_kind == kind]
-        return sorted({name for relation in relations for name in self.names_of(relation)})
+        return sorted({name for relation in relations for name in self._names[relation]})
 
-    def _current_facts(self) -> Iterator[Fact]:
-        yield from (tenure.fact for tenure in self.tenures if tenure.overlaps(BELIEF, HORIZON))
-        yield from self.static
+    @cached_property
+    def static_relations(self) -> frozenset[str]:
+        """The relations whose facts never change."""
+        return frozenset(fact.relation for fact in self.static)
+
+    @cached_property
+    def _names(self) -> dict[str, tuple[str, ...]]:
+        facts = (*self.static, *(tenure.fact for tenure in self.tenures if tenure.overlaps(BELIEF, HORIZON)))
+        return {
+            relation: tuple(sorted({fact.object for fact in facts if fact.relation == relation}))
+            for relation in self.relations
+        }
 
     def _all_changes(self) -> Iterator[Change]:
         for before, after in zip(self.tenures, self.tenures[1:], strict=False):

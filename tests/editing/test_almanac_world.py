@@ -35,7 +35,7 @@ def test_every_dated_key_has_a_holder_at_belief():
 
 def test_dated_and_static_facts_do_not_mix():
     dated = {tenure.fact.relation for tenure in WORLD.tenures}
-    static = {fact.relation for fact in WORLD.static}
+    static = WORLD.static_relations
     assert not dated & static
     assert dated | static == set(WORLD.relations)
     assert len(set(WORLD.static)) == len(WORLD.static)
