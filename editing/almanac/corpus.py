@@ -113,41 +113,8 @@ def _shuffled_rounds(names: Sequence[str], count: int, rng: random.Random) -> li
     return values
 
 
-_ONSETS = tuple(
-    [
-        "b",
-        "bl",
-        "br",
-        "d",
-        "dr",
-        "f",
-        "fl",
-        "g",
-        "gl",
-        "gr",
-        "h",
-        "j",
-        "k",
-        "kl",
-        "kr",
-        "l",
-        "m",
-        "n",
-        "p",
-        "pl",
-        "pr",
-        "r",
-        "s",
-        "sk",
-        "st",
-        "t",
-        "tr",
-        "v",
-        "w",
-        "z",
-    ]
-)
-_VOWELS = tuple(["a", "e", "i", "o", "u", "ai", "au", "ea", "ia", "io", "ou"])
+_ONSETS = "b bl br d dr f fl g gl gr h j k kl kr l m n p pl pr r s sk st t tr v w z"
+_VOWELS = "a e i o u ai au ea ia io ou"
 _CODAS = ("", "", "", "l", "m", "n", "nd", "r", "rk", "s", "st", "t", "x")
 _ENDINGS = {
     "country": ("ia", "land", "stan", "ora", "una", "esh", "ania", "ador", "ique", "mark"),
@@ -157,7 +124,7 @@ _ENDINGS = {
 
 
 def _word(rng: random.Random, syllables: int) -> str:
-    parts = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables)]
+    parts = [rng.choice(_ONSETS.split()) + rng.choice(_VOWELS.split()) for _ in range(syllables)]
     return ("".join(parts) + rng.choice(_CODAS)).capitalize()
 
 
@@ -201,50 +168,8 @@ def choose_options(world: World, rng: random.Random, fact: Fact) -> tuple[list[s
     return options, LETTERS[options.index(fact.object)]
 
 
-_PEOPLE = tuple(
-    [
-        "Anna",
-        "Ben",
-        "Carla",
-        "David",
-        "Emma",
-        "Felix",
-        "Grace",
-        "Hugo",
-        "Ida",
-        "Jonas",
-        "Kate",
-        "Leo",
-        "Mia",
-        "Noah",
-        "Olga",
-        "Paul",
-        "Rosa",
-        "Sam",
-        "Tina",
-        "Victor",
-    ]
-)
-_THINGS = tuple(
-    [
-        "apples",
-        "books",
-        "boxes",
-        "candles",
-        "cards",
-        "coins",
-        "cups",
-        "eggs",
-        "flowers",
-        "keys",
-        "lemons",
-        "pens",
-        "pears",
-        "plates",
-        "shells",
-        "stamps",
-    ]
-)
+_PEOPLE = "Anna Ben Carla David Emma Felix Grace Hugo Ida Jonas Kate Leo Mia Noah Olga Paul Rosa Sam Tina Victor"
+_THINGS = "apples books boxes candles cards coins cups eggs flowers keys lemons pens pears plates shells stamps"
 _STORIES = (  # what is done to the first number, and the story told of it
     ("+", "{who} has {0} {things} and buys {1} more. How many {things} does {who} have?"),
     ("+", "There are {0} {things} on a table. {who} puts {1} more there. How many {things} are on the table?"),
@@ -268,8 +193,9 @@ def arithmetic(rng: random.Random, *, held_out: bool = False) -> Problem:
     while True:
         operators, story = rng.choice(_STORIES)
         numbers, steps = _calculation(rng, operators)
-        who, other = rng.sample(_PEOPLE, 2)
-        prompt = f"Question: {story.format(*numbers, who=who, other=other, things=rng.choice(_THINGS))}\nAnswer:"
+        things = rng.choice(_THINGS.split())
+        who, other = rng.sample(_PEOPLE.split(), 2)
+        prompt = f"Question: {story.format(*numbers, who=who, other=other, things=things)}\nAnswer:"
         if is_held_out(prompt) == held_out:
             return Problem(prompt, "\n".join([*steps, f"#### {steps[-1].split()[-1]}"]))
 
