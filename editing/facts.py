@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from editing.errors import FactError
 
 SLOT = "{}"
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 class Operation(StrEnum):
@@ -55,7 +56,7 @@ class FactChange:
 
     `prompt` holds one `{}` where the subject goes and ends where the answer begins; `rephrases`
     are whole prompts, or templates with a `{}` of their own. `source_rank` 0 is the most trusted.
-    Times are timezone-aware.
+    Times are timezone-aware and kept in UTC.
     """
 
     operation: Operation = Operation.ASSERT
@@ -85,6 +86,7 @@ class FactChange:
         for name in ("effective_at", "observed_at"):
             if getattr(self, name).tzinfo is None:
                 raise FactError(f"{name} {getattr(self, name)} of {self.subject!r} has no time zone; use UTC")
+            object.__setattr__(self, name, getattr(self, name).astimezone(UTC))
 
     @cached_property
     def key(self) -> FactKey:
@@ -92,12 +94,16 @@ class FactChange:
         return FactKey(fold(self.subject), fold(self.relation))
 
     @cached_property
-    def fact_id(self) -> str:
-        """SHA-256 (first 32 hex digits) of the canonical content; `observed_at` is not content."""
+    def canonical(self) -> str:
+        """The content as one sorted JSON text; `observed_at` is not content."""
         content = self.to_dict()
         del content["observed_at"]
-        text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return _CANONICAL.encode(content)
+
+    @cached_property
+    def fact_id(self) -> str:
+        """SHA-256 (first 32 hex digits) of the canonical content."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()[:32]
 
     @property
     def question(self) -> str:
@@ -171,7 +177,8 @@ class Resolution:
     superseded: tuple[Superseded, ...]
 
 
-def _deciding_rule(loser: FactChange, winner: FactChange) -> str:
+def deciding_rule(loser: FactChange, winner: FactChange) -> str:
+    """Which part of `precedence` put `winner` before `loser`, in words."""
     if winner.effective_at != loser.effective_at:
         return "newer effective date"
     if winner.source_rank != loser.source_rank:
@@ -195,7 +202,7 @@ def resolve_conflicts(changes: Iterable[FactChange]) -> Resolution:
         else:
             losers.append(change)
     superseded = tuple(
-        Superseded(loser, by_key[loser.key], _deciding_rule(loser, by_key[loser.key])) for loser in losers
+        Superseded(loser, by_key[loser.key], deciding_rule(loser, by_key[loser.key])) for loser in losers
     )
     return Resolution(tuple(sorted(by_key.values(), key=precedence)), superseded)
 

@@ -1,0 +1,17 @@
+"""The errors of the tasks floor: one base class, each also a builtin that callers may expect."""
+
+
+class TasksError(Exception):
+    """Base class of every error that `tasks` raises on purpose."""
+
+
+class FeedError(TasksError, ValueError):
+    """A feed file, or a published data set to convert into one, cannot be read or written."""
+
+
+class LedgerError(TasksError, ValueError):
+    """The ledger is of another format, or is asked to record what contradicts it."""
+
+
+class LeaseHeldError(TasksError, RuntimeError):
+    """Another process holds the lease."""

@@ -1,0 +1,39 @@
+"""The append-only history: facts, what happened to them, versions, alias moves, runs and leases."""
+
+from tasks.ledger.leases import Lease
+from tasks.ledger.nights import NightPlan, Retraction, plan_night, record_plan
+from tasks.ledger.records import (
+    AliasMove,
+    BatchCommit,
+    Event,
+    EventKind,
+    FileOutcome,
+    FileRecord,
+    QuarantinedRow,
+    ReceivedFact,
+    RunPhase,
+    RunRecord,
+    VersionRecord,
+)
+from tasks.ledger.store import Intake, Ledger
+
+__all__ = [
+    "AliasMove",
+    "BatchCommit",
+    "Event",
+    "EventKind",
+    "FileOutcome",
+    "FileRecord",
+    "Intake",
+    "Lease",
+    "Ledger",
+    "NightPlan",
+    "QuarantinedRow",
+    "ReceivedFact",
+    "Retraction",
+    "RunPhase",
+    "RunRecord",
+    "VersionRecord",
+    "plan_night",
+    "record_plan",
+]

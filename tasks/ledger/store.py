@@ -1,0 +1,555 @@
+"""The ledger itself: appends, and the questions that nights, commands and pages ask of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Select,
+    Subquery,
+    Table,
+    create_engine,
+    event,
+    func,
+    insert,
+    inspect,
+    make_url,
+    or_,
+    select,
+    tuple_,
+)
+
+from editing.facts import FactChange
+from tasks.errors import LedgerError
+from tasks.ledger import tables
+from tasks.ledger.leases import Lease, hold_lease
+from tasks.ledger.records import (
+    IN_STATE,
+    PENDING,
+    STANDING,
+    AliasMove,
+    BatchCommit,
+    Event,
+    EventKind,
+    FileOutcome,
+    FileRecord,
+    QuarantinedRow,
+    ReceivedFact,
+    RunPhase,
+    RunRecord,
+    VersionRecord,
+)
+
+_LOOKUP = 10_000
+_BUSY_SECONDS = 120
+
+
+class _Record(Protocol):
+    __slots__: Any
+
+
+R = TypeVar("R")
+
+_FORMAT = select(func.max(tables.formats.c.format))
+_ENUMS: dict[type, dict[str, type]] = {
+    Event: {"kind": EventKind},
+    FileRecord: {"outcome": FileOutcome},
+    RunRecord: {"phase": RunPhase},
+}
+
+
+class Standing(NamedTuple):
+    """A fact that competes for its key, and its status in the lineage that was asked about."""
+
+    change: FactChange
+    status: EventKind
+
+
+def _values(record: _Record) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__slots__}
+
+
+def _record(kind: type[R], row: Row[Any]) -> R:
+    values = {name: row._mapping[name] for name in kind.__slots__}  # type: ignore[attr-defined]
+    enums = {name: enum(values[name]) for name, enum in _ENUMS.get(kind, {}).items()}
+    return kind(**values | enums)
+
+
+def _engine(url: str) -> Engine:
+    parsed = make_url(url)
+    sqlite = parsed.get_backend_name() == "sqlite"
+    if sqlite:
+        if parsed.database in (None, "", ":memory:"):
+            raise LedgerError(f"ledger url {url!r} names no file; write sqlite:///PATH, or a PostgreSQL url")
+        Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed, connect_args={"timeout": _BUSY_SECONDS} if sqlite else {})
+    if sqlite:
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # transactions are begun by _begin_sqlite
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-131072"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("ledger_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+class Intake:
+    """One open transaction that takes in one feed file; made by `Ledger.intake`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def known(self, fact_ids: Sequence[str]) -> dict[str, datetime]:
+        """Those of `fact_ids` that were received before (in this file too), with their newest observation."""
+        found: dict[str, datetime] = {}
+        for start in range(0, len(fact_ids), _LOOKUP):
+            chosen = tables.facts.c.fact_id.in_(fact_ids[start : start + _LOOKUP])
+            query = select(tables.facts.c.fact_id, tables.facts.c.observed_at, _newest_observation()).where(chosen)
+            for fact_id, first, newest in self._connection.execute(query):
+                found[fact_id] = max(first, newest or first)
+        return found
+
+    def add_facts(self, facts: Sequence[ReceivedFact]) -> None:
+        """Append facts that were not known."""
+        _append(self._connection, tables.facts, facts)
+
+    def add_observation(self, fact_id: str, observed_at: datetime, file_digest: str) -> None:
+        """A known fact was observed again, later."""
+        row = {"fact_id": fact_id, "observed_at": observed_at, "file_digest": file_digest}
+        self._connection.execute(insert(tables.observations), [row])
+
+    def add_quarantined(self, rows: Sequence[QuarantinedRow]) -> None:
+        """Append rows that were not let in."""
+        _append(self._connection, tables.quarantined_rows, rows)
+
+    def add_file(self, record: FileRecord) -> None:
+        """Append the file; from the commit on its digest is not taken in again."""
+        _append(self._connection, tables.files, [record])
+
+
+def _append(connection: Connection, table: Table, records: Sequence[Any]) -> None:
+    if records:
+        connection.execute(insert(table), [_values(record) for record in records])
+
+
+def _newest_observation() -> Any:
+    seen = tables.observations.c
+    return (
+        select(func.max(seen.observed_at))
+        .where(seen.fact_id == tables.facts.c.fact_id)
+        .correlate(tables.facts)
+        .scalar_subquery()
+        .label("observed_again")
+    )
+
+
+def _change(row: Row[Any]) -> FactChange:
+    fact = _record(ReceivedFact, row)
+    change = fact.change()
+    newest = row._mapping["observed_again"]
+    if newest is None or newest <= fact.observed_at:
+        return change
+    return FactChange.from_dict(change.to_dict() | {"observed_at": newest.isoformat()})
+
+
+def _lineage(head: str) -> Select[Any]:
+    """The digests of `head` and of every version it grew from."""
+    table = tables.versions
+    start = select(table.c.state_digest, table.c.parent_digest).where(table.c.state_digest == head)
+    chain = start.cte("lineage", recursive=True)
+    above = table.alias("above")
+    step = select(above.c.state_digest, above.c.parent_digest).join(
+        chain, above.c.state_digest == chain.c.parent_digest
+    )
+    return select(chain.union(step).c.state_digest)
+
+
+def _latest(head: str | None, *, state_only: bool = False) -> Subquery:
+    """The last event of every fact that counts where the present state is `head` (None: the base)."""
+    table = tables.events
+    of_state = table.c.state_digest.in_(_lineage(head)) if head is not None else table.c.state_digest.in_([])
+    counting = of_state if state_only else or_(table.c.state_digest.is_(None), of_state)
+    last = select(func.max(table.c.id).label("id")).where(counting).group_by(table.c.fact_id).subquery()
+    return select(table.c.fact_id, table.c.kind).join(last, table.c.id == last.c.id).subquery()
+
+
+def _facts_with_status(head: str | None) -> tuple[Select[Any], Any]:
+    latest = _latest(head)
+    status = func.coalesce(latest.c.kind, EventKind.RECEIVED.value).label("status")
+    joined = tables.facts.outerjoin(latest, tables.facts.c.fact_id == latest.c.fact_id)
+    return select(tables.facts, _newest_observation(), status).select_from(joined), status
+
+
+class Ledger:
+    """The history of facts, versions and aliases in a database. Nothing in it is ever changed or deleted.
+
+    `url` is SQLAlchemy's: `sqlite:///PATH` (made with its folder when missing) or PostgreSQL's. Every
+    method is one transaction and may be called from any thread; readers never wait for a writer.
+    Raises `LedgerError` for a ledger of another format.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._reader = _engine(url)
+        self._writer = self._reader.execution_options(ledger_writes=True)
+        found = self._format(self._reader)
+        if found is None:
+            with self._writer.begin() as connection:
+                tables.metadata.create_all(connection)
+                if connection.scalar(_FORMAT) is None:
+                    connection.execute(insert(tables.formats), [{"format": tables.FORMAT}])
+            found = self._format(self._reader)
+        if found != tables.FORMAT:
+            self.close()
+            raise LedgerError(f"the ledger has format {found}, this Errata reads {tables.FORMAT}; use the matching one")
+
+    @staticmethod
+    def _format(engine: Engine) -> int | None:
+        with engine.begin() as connection:
+            if not inspect(connection).has_table(tables.formats.name):
+                return None
+            return connection.scalar(_FORMAT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._reader.dispose()
+
+    # Writing
+
+    @contextmanager
+    def intake(self) -> Iterator[Intake]:
+        """A transaction that takes in one file: all of it at the end, or after an exception nothing."""
+        with self._writer.begin() as connection:
+            yield Intake(connection)
+
+    def record(self, events: Iterable[Event]) -> None:
+        """Append events."""
+        with self._writer.begin() as connection:
+            _append(connection, tables.events, list(events))
+
+    def record_version(
+        self, version: VersionRecord, applied: Sequence[str] = (), retracted: Sequence[str] = (), by: Sequence[str] = ()
+    ) -> bool:
+        """Append a version with what its state added to its parent's, as events that count in its lineage.
+
+        `applied` and `retracted` are fact ids; `by` those of the retract changes that were carried out.
+        Facts of the parent that share a key with an applied one become superseded. Recording the same
+        version again changes nothing and answers False. Raises `LedgerError` when its number already
+        stands for another state, or its parent is no version.
+        """
+        digest = version.state_digest
+        with self._writer.begin() as connection:
+            stands = connection.scalar(
+                select(tables.versions.c.state_digest).where(tables.versions.c.version == version.version)
+            )
+            if stands is not None and stands != digest:
+                raise LedgerError(
+                    f"version {version.version} is state {stands[:12]}, not {digest[:12]}; register a new version"
+                )
+            if stands is not None:
+                return False
+            parent = version.parent_digest
+            if parent is not None and not connection.scalar(
+                select(func.count()).where(tables.versions.c.state_digest == parent)
+            ):
+                raise LedgerError(f"parent state {parent[:12]} is no recorded version; record the parent first")
+
+            def event_of(fact_id: str, kind: EventKind, **detail: str) -> Event:
+                return Event(
+                    fact_id=fact_id,
+                    kind=kind,
+                    at=version.at,
+                    run_id=version.run_id,
+                    state_digest=digest,
+                    detail=detail | {"version": version.version},
+                )
+
+            events = [event_of(fact_id, EventKind.RETRACTED) for fact_id in retracted]
+            events += [event_of(fact_id, EventKind.CARRIED_OUT) for fact_id in by]
+            replaced = _same_key_in_state(connection, parent, applied)
+            events += [event_of(old, EventKind.SUPERSEDED, by=new) for old, new in replaced]
+            events += [event_of(fact_id, EventKind.APPLIED) for fact_id in applied]
+            _append(connection, tables.versions, [version])
+            _append(connection, tables.events, events)
+            return True
+
+    def record_alias_move(self, move: AliasMove) -> None:
+        """Append an alias move. Raises `LedgerError` when the target is no version or the start is not where it is."""
+        with self._writer.begin() as connection:
+            if move.to_version is not None and not connection.scalar(
+                select(func.count()).where(tables.versions.c.version == move.to_version)
+            ):
+                raise LedgerError(f"alias {move.alias!r} cannot move to {move.to_version}: no such version is recorded")
+            moves = _moves(connection, move.alias, None)
+            stands = moves[-1].to_version if moves else None
+            if stands != move.from_version:
+                raise LedgerError(
+                    f"alias {move.alias!r} stands at {stands}, not at {move.from_version}; read it again and retry"
+                )
+            _append(connection, tables.alias_moves, [move])
+
+    def record_commit(self, commit: BatchCommit) -> bool:
+        """Append a batch commit; the same again changes nothing and answers False.
+
+        Raises `LedgerError` when that place of the night holds another batch or state.
+        """
+        places = tables.batch_commits.c
+        with self._writer.begin() as connection:
+            stands = connection.execute(
+                select(tables.batch_commits).where(places.night == commit.night, places.position == commit.position)
+            ).one_or_none()
+            if stands is None:
+                _append(connection, tables.batch_commits, [commit])
+                return True
+            if (stands.batch_id, stands.state_digest) != (commit.batch_id, commit.state_digest):
+                raise LedgerError(
+                    f"place {commit.position} of night {commit.night} holds batch {stands.batch_id} with state "
+                    f"{stands.state_digest[:12]}, not {commit.batch_id} with {commit.state_digest[:12]}; "
+                    "the batch is not reproducible: start the night under another name"
+                )
+            return False
+
+    def record_run(self, run: RunRecord) -> None:
+        """Append a moment of a run."""
+        with self._writer.begin() as connection:
+            _append(connection, tables.runs, [run])
+
+    @contextmanager
+    def lease(self, name: str, owner: str, duration: timedelta = timedelta(minutes=15)) -> Iterator[Lease]:
+        """Hold the lease `name`, renewing with `Lease.renew`; raises `LeaseHeldError` when another holds it.
+
+        A lease ends with the block, at its expiry, or with its process where that ran on this host.
+        """
+        with hold_lease(self._writer, name, owner, duration) as lease:
+            yield lease
+
+    # Files and counts
+
+    def file(self, digest: str) -> FileRecord | None:
+        """The record of the file with these bytes, if it was taken in."""
+        with self._reader.begin() as connection:
+            row = connection.execute(select(tables.files).where(tables.files.c.digest == digest)).one_or_none()
+        return None if row is None else _record(FileRecord, row)
+
+    def files(self, run_id: str | None = None) -> list[FileRecord]:
+        """Every file taken in, oldest first; those of one run if named."""
+        query = select(tables.files).order_by(tables.files.c.at, tables.files.c.name)
+        if run_id is not None:
+            query = query.where(tables.files.c.run_id == run_id)
+        with self._reader.begin() as connection:
+            return [_record(FileRecord, row) for row in connection.execute(query)]
+
+    def quarantined_rows(self, file_digest: str | None = None) -> Iterator[QuarantinedRow]:
+        """Rows that were not let in, in file and row order; those of one file if named."""
+        columns = tables.quarantined_rows.c
+        query = select(tables.quarantined_rows).order_by(columns.file_digest, columns.row)
+        if file_digest is not None:
+            query = query.where(columns.file_digest == file_digest)
+        with self._reader.begin() as connection:
+            for row in connection.execute(query.execution_options(yield_per=_LOOKUP)):
+                yield _record(QuarantinedRow, row)
+
+    def quarantine_counts(self) -> Counter[str]:
+        """How many rows were not let in, by reason."""
+        return self._counts(select(tables.quarantined_rows.c.reason, func.count()).group_by("reason"))
+
+    def status_counts(self, state_digest: str | None = None) -> Counter[str]:
+        """How many facts stand at each status where the present state is `state_digest` (None: the base)."""
+        rows = _facts_with_status(state_digest)[0].subquery()
+        return self._counts(select(rows.c.status, func.count()).group_by(rows.c.status))
+
+    def _counts(self, query: Select[Any]) -> Counter[str]:
+        with self._reader.begin() as connection:
+            return Counter({str(name): int(count) for name, count in connection.execute(query)})
+
+    # Facts
+
+    def fact(self, fact_id: str) -> FactChange | None:
+        """The fact change with this id."""
+        found = self.facts([fact_id])
+        return found[0] if found else None
+
+    def facts(self, fact_ids: Sequence[str]) -> list[FactChange]:
+        """The fact changes with these ids, in their order; unknown ids are left out."""
+        found: dict[str, FactChange] = {}
+        with self._reader.begin() as connection:
+            for start in range(0, len(fact_ids), _LOOKUP):
+                chosen = tables.facts.c.fact_id.in_(fact_ids[start : start + _LOOKUP])
+                for row in connection.execute(select(tables.facts, _newest_observation()).where(chosen)):
+                    found[row.fact_id] = _change(row)
+        return [found[fact_id] for fact_id in fact_ids if fact_id in found]
+
+    def facts_of_subject(self, subject_key: str) -> list[FactChange]:
+        """Every fact change about a subject (folded as in `FactKey`), oldest first."""
+        query = select(tables.facts, _newest_observation()).where(tables.facts.c.subject_key == subject_key)
+        with self._reader.begin() as connection:
+            return [_change(row) for row in connection.execute(query.order_by(tables.facts.c.effective_at))]
+
+    def pending(self, as_of: datetime, state_digest: str | None = None) -> Iterator[FactChange]:
+        """Facts effective by `as_of` that nothing has been decided about in the lineage of `state_digest`."""
+        query, status = _facts_with_status(state_digest)
+        query = query.where(tables.facts.c.effective_at <= as_of, status.in_(PENDING))
+        with self._reader.begin() as connection:
+            for row in connection.execute(query.execution_options(yield_per=_LOOKUP)):
+                yield _change(row)
+
+    def contenders(self, as_of: datetime, state_digest: str | None = None) -> Iterator[Standing]:
+        """Facts effective by `as_of` that stand for a key for which one is pending, ordered by key."""
+        query, status = _facts_with_status(state_digest)
+        due = tables.facts.c.effective_at <= as_of
+        key = (tables.facts.c.subject_key, tables.facts.c.relation_key)
+        waiting = query.where(due, status.in_(PENDING)).with_only_columns(*key)
+        query = query.where(due, status.in_(STANDING), tuple_(*key).in_(waiting)).order_by(*key)
+        with self._reader.begin() as connection:
+            for row in connection.execute(query.execution_options(yield_per=_LOOKUP)):
+                yield Standing(_change(row), EventKind(row.status))
+
+    def status(self, fact_id: str, state_digest: str | None = None) -> EventKind | None:
+        """The last event of a fact that counts in the lineage of `state_digest`; None for an unknown id."""
+        query, _ = _facts_with_status(state_digest)
+        with self._reader.begin() as connection:
+            row = connection.execute(query.where(tables.facts.c.fact_id == fact_id)).one_or_none()
+        return None if row is None else EventKind(row.status)
+
+    def facts_in_state(self, state_digest: str | None) -> list[FactChange]:
+        """The facts that are part of a version's state, oldest effective date first."""
+        if state_digest is None:
+            return []
+        latest = _latest(state_digest, state_only=True)
+        query = (
+            select(tables.facts, _newest_observation())
+            .join(latest, tables.facts.c.fact_id == latest.c.fact_id)
+            .where(latest.c.kind.in_(IN_STATE))
+            .order_by(tables.facts.c.effective_at, tables.facts.c.fact_id)
+        )
+        with self._reader.begin() as connection:
+            return [_change(row) for row in connection.execute(query)]
+
+    def history(self, fact_id: str) -> list[Event]:
+        """Everything that happened to a fact, from its receipt on; empty for an unknown id."""
+        origin = tables.facts.join(tables.files, tables.facts.c.file_digest == tables.files.c.digest)
+        receipt = select(tables.files, tables.facts.c.row).select_from(origin).where(tables.facts.c.fact_id == fact_id)
+        with self._reader.begin() as connection:
+            came = connection.execute(receipt).one_or_none()
+            events = connection.execute(
+                select(tables.events).where(tables.events.c.fact_id == fact_id).order_by(tables.events.c.id)
+            ).all()
+        if came is None:
+            return []
+        received = Event(
+            fact_id=fact_id,
+            kind=EventKind.RECEIVED,
+            at=came.at,
+            run_id=came.run_id,
+            detail={"file": came.name, "row": came.row},
+        )
+        return [received, *(_record(Event, row) for row in events)]
+
+    # Versions and aliases
+
+    def versions(self) -> list[VersionRecord]:
+        """Every version, oldest first."""
+        with self._reader.begin() as connection:
+            rows = connection.execute(select(tables.versions).order_by(tables.versions.c.version))
+            return [_record(VersionRecord, row) for row in rows]
+
+    def version(self, version: int) -> VersionRecord | None:
+        """The version with this number."""
+        return next((record for record in self.versions() if record.version == version), None)
+
+    def version_of_state(self, state_digest: str) -> VersionRecord | None:
+        """The newest version that holds this state."""
+        return next((record for record in reversed(self.versions()) if record.state_digest == state_digest), None)
+
+    def alias_moves(self, alias: str | None = None, until: datetime | None = None) -> list[AliasMove]:
+        """Every move of an alias (of all when None), in order; up to and including `until` if given."""
+        with self._reader.begin() as connection:
+            return _moves(connection, alias, until)
+
+    def champion(self, at: datetime | None = None, alias: str = "champion") -> VersionRecord | None:
+        """The version that the alias named at a time (None: now); None where it named nothing."""
+        moves = self.alias_moves(alias, at)
+        return self._version_named(moves[-1].to_version if moves else None)
+
+    def previous_champion(self, alias: str = "champion") -> VersionRecord | None:
+        """Where a rollback goes: the version that stood before the present one was first promoted.
+
+        A move back to a version that stood before undoes the moves since, so that two rollbacks go
+        back two versions.
+        """
+        stood: list[int | None] = []
+        for move in self.alias_moves(alias):
+            if move.to_version in stood:
+                del stood[stood.index(move.to_version) + 1 :]
+            else:
+                stood.append(move.to_version)
+        return self._version_named(stood[-2] if len(stood) > 1 else None)
+
+    def _version_named(self, version: int | None) -> VersionRecord | None:
+        return None if version is None else self.version(version)
+
+    # Nights
+
+    def commits(self, night: str) -> list[BatchCommit]:
+        """The batches of a night whose states are on disk, in order."""
+        query = select(tables.batch_commits).where(tables.batch_commits.c.night == night)
+        with self._reader.begin() as connection:
+            rows = connection.execute(query.order_by(tables.batch_commits.c.position))
+            return [_record(BatchCommit, row) for row in rows]
+
+    def runs(self, kind: str | None = None) -> list[RunRecord]:
+        """Every moment of every run (of one kind if named), in order."""
+        query = select(tables.runs).order_by(tables.runs.c.id)
+        if kind is not None:
+            query = query.where(tables.runs.c.kind == kind)
+        with self._reader.begin() as connection:
+            rows = connection.execute(query).all()
+        return [_record(RunRecord, row) for row in rows]
+
+
+def _moves(connection: Connection, alias: str | None, until: datetime | None) -> list[AliasMove]:
+    query = select(tables.alias_moves).order_by(tables.alias_moves.c.id)
+    if alias is not None:
+        query = query.where(tables.alias_moves.c.alias == alias)
+    if until is not None:
+        query = query.where(tables.alias_moves.c.at <= until)
+    return [_record(AliasMove, row) for row in connection.execute(query)]
+
+
+def _same_key_in_state(connection: Connection, head: str | None, fact_ids: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs (fact in the state `head`, one of `fact_ids` with the same key)."""
+    if head is None or not fact_ids:
+        return []
+    old, new, latest = tables.facts.alias("old"), tables.facts.alias("new"), _latest(head, state_only=True)
+    same_key = (old.c.subject_key == new.c.subject_key) & (old.c.relation_key == new.c.relation_key)
+    pairs: list[tuple[str, str]] = []
+    for start in range(0, len(fact_ids), _LOOKUP):
+        query = (
+            select(old.c.fact_id, new.c.fact_id)
+            .select_from(new.join(old, same_key).join(latest, latest.c.fact_id == old.c.fact_id))
+            .where(new.c.fact_id.in_(fact_ids[start : start + _LOOKUP]), latest.c.kind.in_(IN_STATE))
+            .where(old.c.fact_id != new.c.fact_id)
+        )
+        pairs.extend((row[0], row[1]) for row in connection.execute(query))
+    return pairs

@@ -1,0 +1,247 @@
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from editing.facts import FactChange, Operation, resolve_conflicts
+from tasks.ledger import (
+    AliasMove,
+    Event,
+    EventKind,
+    FileOutcome,
+    FileRecord,
+    Ledger,
+    NightPlan,
+    ReceivedFact,
+    VersionRecord,
+    plan_night,
+    record_plan,
+)
+
+DAY = datetime(2019, 7, 24, tzinfo=UTC)
+RUN = "test"
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(f"sqlite:///{tmp_path}/ledger.db") as opened:
+        yield opened
+
+
+def change(target: str = "Boris Johnson", day: int = 0, **fields: object) -> FactChange:
+    defaults: dict[str, object] = {
+        "subject": "the United Kingdom",
+        "relation": "head_of_government",
+        "target": target,
+        "prompt": "The head of government of {} is",
+        "effective_at": DAY + timedelta(days=day),
+        "observed_at": DAY,
+        "source": "test",
+    }
+    return FactChange(**(defaults | fields))  # type: ignore[arg-type]
+
+
+def retraction(target: str = "", day: int = 0) -> FactChange:
+    return change(target, day, operation=Operation.RETRACT)
+
+
+def receive(ledger: Ledger, *changes: FactChange) -> None:
+    digest = f"{len(ledger.files()):064d}"
+    with ledger.intake() as intake:
+        intake.add_facts([ReceivedFact.of(fact, digest, row) for row, fact in enumerate(changes)])
+        intake.add_file(
+            FileRecord(
+                digest=digest,
+                name="feed.parquet",
+                size=1,
+                outcome=FileOutcome.INGESTED,
+                rows=len(changes),
+                accepted=len(changes),
+                quarantined=0,
+                run_id=RUN,
+                at=DAY,
+            )
+        )
+
+
+def plan(ledger: Ledger, state: str | None = None, day: int = 100) -> NightPlan:
+    return plan_night(ledger, DAY + timedelta(days=day), state)
+
+
+def commit(ledger: Ledger, version: int, parent: str | None, night: NightPlan) -> str:
+    """Record what the plan decided and a version that did the rest; its state is named after its number."""
+    record_plan(ledger, night, RUN, DAY)
+    digest = f"state-{version}"
+    ledger.record_version(
+        VersionRecord(
+            version=version,
+            state_digest=digest,
+            parent_digest=parent,
+            base_fingerprint="base",
+            method="coachhook",
+            verdict="promote",
+            night=night.as_of,
+            run_id=RUN,
+            at=DAY,
+        ),
+        applied=[fact.fact_id for fact in night.to_apply],
+        retracted=[item.fact.fact_id for item in night.retract],
+        by=[item.change.fact_id for item in night.retract],
+    )
+    return digest
+
+
+def promote(ledger: Ledger, to: int, hour: int) -> None:
+    stands = ledger.champion()
+    ledger.record_alias_move(
+        AliasMove(
+            alias="champion",
+            from_version=stands.version if stands else None,
+            to_version=to,
+            who="test",
+            why="test",
+            at=DAY + timedelta(hours=hour),
+        )
+    )
+
+
+def test_a_newer_change_supersedes_an_applied_one_and_an_older_one_is_passed_over(ledger: Ledger) -> None:
+    receive(ledger, change("Theresa May", -10))
+    first = commit(ledger, 1, None, plan(ledger))
+    receive(ledger, change("Boris Johnson", 0), change("David Cameron", -20))
+    night = plan(ledger, first)
+    assert [fact.target for fact in night.to_apply] == ["Boris Johnson"]
+    assert [(lost.loser.target, lost.winner.target) for lost in night.superseded] == [
+        ("David Cameron", "Boris Johnson")
+    ]
+    second = commit(ledger, 2, first, night)
+    assert [fact.target for fact in ledger.facts_in_state(first)] == ["Theresa May"]
+    assert [fact.target for fact in ledger.facts_in_state(second)] == ["Boris Johnson"]
+    assert ledger.status(change("Theresa May", -10).fact_id, second) is EventKind.SUPERSEDED
+    receive(ledger, change("Gordon Brown", -30))
+    late = plan(ledger, second)
+    assert not late.to_apply
+    assert [(lost.loser.target, lost.winner.target) for lost in late.superseded] == [("Gordon Brown", "Boris Johnson")]
+
+
+def test_a_plan_takes_the_whole_backlog_but_nothing_from_the_future(ledger: Ledger) -> None:
+    receive(ledger, change("A", 5, relation="a"), change("B", 50, relation="b"), change("C", 500, relation="c"))
+    assert [fact.target for fact in plan(ledger).to_apply] == ["A", "B"]
+    commit(ledger, 1, None, plan(ledger))
+    assert not plan(ledger, "state-1").to_apply
+
+
+def test_facts_of_a_candidate_that_was_not_promoted_are_still_to_be_applied(ledger: Ledger) -> None:
+    receive(ledger, change())
+    night = plan(ledger)
+    commit(ledger, 1, None, night)
+    assert plan(ledger, None) == night
+    assert not plan(ledger, "state-1").to_apply
+    assert ledger.status(change().fact_id) is EventKind.RECEIVED
+    assert ledger.status_counts("state-1") == {"applied": 1}
+
+
+def test_a_known_fact_is_not_planned_again_and_still_defends_its_key(ledger: Ledger) -> None:
+    known = change("Boris Johnson", 0)
+    receive(ledger, known)
+    ledger.record([Event(fact_id=known.fact_id, kind=EventKind.KNOWN, at=DAY, run_id=RUN)])
+    assert not plan(ledger).to_apply
+    receive(ledger, change("Theresa May", -10))
+    night = plan(ledger)
+    assert not night.to_apply
+    assert night.superseded[0].winner == known
+
+
+def test_a_quarantined_fact_leaves_the_plan_until_it_is_released(ledger: Ledger) -> None:
+    fact = change()
+    receive(ledger, fact)
+    ledger.record([Event(fact_id=fact.fact_id, kind=EventKind.QUARANTINED, at=DAY, run_id=RUN)])
+    assert not plan(ledger).to_apply
+    ledger.record([Event(fact_id=fact.fact_id, kind=EventKind.RELEASED, at=DAY, run_id=RUN)])
+    assert plan(ledger).to_apply == (fact,)
+
+
+@pytest.mark.parametrize(("target", "taken"), [("", True), ("boris  johnson", True), ("Theresa May", False)])
+def test_a_retraction_takes_back_the_applied_fact_it_means(ledger: Ledger, target: str, taken: bool) -> None:
+    receive(ledger, change("Boris Johnson", 0))
+    first = commit(ledger, 1, None, plan(ledger))
+    receive(ledger, retraction(target, 10))
+    night = plan(ledger, first)
+    assert [item.fact.target for item in night.retract] == (["Boris Johnson"] if taken else [])
+    assert len(night.nothing_to_retract) == (not taken)
+    second = commit(ledger, 2, first, night)
+    assert len(ledger.facts_in_state(second)) == (not taken)
+    again = plan(ledger, second)
+    assert (again.to_apply, again.retract, again.nothing_to_retract) == ((), (), ())
+
+
+def test_a_retraction_holds_against_what_arrives_late(ledger: Ledger) -> None:
+    receive(ledger, retraction("Boris Johnson", 10))
+    first = commit(ledger, 1, None, plan(ledger))
+    receive(ledger, change("Boris Johnson", 5), change("Theresa May", 4))
+    night = plan(ledger, first)
+    assert [fact.target for fact in night.to_apply] == ["Theresa May"]
+    assert [lost.rule for lost in night.superseded] == ["retracted: newer effective date"]
+
+
+def test_a_retraction_older_than_the_fact_takes_nothing_back(ledger: Ledger) -> None:
+    receive(ledger, change("Boris Johnson", 0))
+    first = commit(ledger, 1, None, plan(ledger))
+    receive(ledger, retraction(day=-1))
+    night = plan(ledger, first)
+    assert not night.retract
+    assert len(night.nothing_to_retract) == 1
+
+
+def test_a_retraction_and_its_successor_in_one_night_are_one_replacement(ledger: Ledger) -> None:
+    receive(ledger, change("Theresa May", 0))
+    first = commit(ledger, 1, None, plan(ledger))
+    receive(ledger, retraction(day=1), change("Boris Johnson", 2))
+    night = plan(ledger, first)
+    assert [fact.target for fact in night.to_apply] == ["Boris Johnson"]
+    assert not night.retract
+    assert [fact.target for fact in ledger.facts_in_state(commit(ledger, 2, first, night))] == ["Boris Johnson"]
+
+
+names = st.sampled_from(["A", "B", "C"])
+changes = st.lists(
+    st.tuples(names, st.integers(-3, 3), st.sampled_from(["x", "y"]), st.integers(0, 1)), max_size=8, unique=True
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(changes, st.lists(st.integers(0, 3), min_size=8, max_size=8))
+def test_however_changes_spread_over_nights_the_newest_of_each_key_ends_in_the_state(
+    tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[str, int, str, int]], nights: list[int]
+) -> None:
+    received = [change(target, day, relation=key, source_rank=rank) for target, day, key, rank in drawn]
+    folder = tmp_path_factory.mktemp("ledger")
+    with Ledger(f"sqlite:///{folder}/ledger.db") as ledger:
+        state: str | None = None
+        for night in range(4):
+            receive(ledger, *(fact for fact, when in zip(received, nights, strict=False) if when == night))
+            state = commit(ledger, night + 1, state, plan(ledger, state))
+        ended = {fact.fact_id for fact in ledger.facts_in_state(state)}
+        assert ended == {fact.fact_id for fact in resolve_conflicts(received).winners}
+        counts = ledger.status_counts(state)
+        assert counts["received"] == 0
+        assert counts.total() == len(received)
+
+
+def test_the_champion_of_any_time_and_the_way_back(ledger: Ledger) -> None:
+    state: str | None = None
+    for version in (1, 2, 3, 4):
+        receive(ledger, change("A", version))
+        state = commit(ledger, version, state, plan(ledger, state))
+    assert ledger.champion() is None
+    for hour, to in enumerate((1, 2, 3)):
+        promote(ledger, to, hour)
+    assert [ledger.champion(DAY + timedelta(hours=hour, minutes=30)).version for hour in (0, 1, 2)] == [1, 2, 3]  # type: ignore[union-attr]
+    promote(ledger, 2, 3)
+    assert ledger.previous_champion().version == 1  # type: ignore[union-attr]
+    promote(ledger, 4, 4)
+    assert ledger.previous_champion().version == 2  # type: ignore[union-attr]
+    assert len(ledger.alias_moves("champion")) == 5
