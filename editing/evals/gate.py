@@ -1,0 +1,284 @@
+"""The gate: floors, and no drop against champion and base that matters. Promote, hold or reject.
+
+- reject: a floor is missed, or a drop beyond its margin is shown (Holm-adjusted over the metrics).
+- hold: nothing is shown to be worse, but some metric is not shown to be within its margin either.
+- promote: every floor is met and every metric is non-inferior.
+
+A policy says beforehand whether its suites can decide it (`Policy.check`): a margin that so few
+items cannot detect is an error, not a verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+from editing.errors import PolicyError
+from editing.evals.compare import Comparison, compare, detectable_drop, items_needed
+from editing.evals.report import EvalReport, ItemOutcome
+from editing.evals.suite import Suite
+
+_EXAMPLES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What a candidate has to show. Metrics go by full name, `suite.metric.protocol`.
+
+    `floors`: the least acceptable mean. `champion_margins` and `base_margins`: the largest
+    acceptable drop against each, as a share (0.02 is two points). `discordance`: the share of
+    items on which two healthy models are expected to disagree, for the size check.
+    """
+
+    floors: Mapping[str, float] = field(default_factory=dict)
+    champion_margins: Mapping[str, float] = field(default_factory=dict)
+    base_margins: Mapping[str, float] = field(default_factory=dict)
+    alpha: float = 0.05
+    power: float = 0.8
+    discordance: float = 0.02
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        margins = [*self.champion_margins.items(), *self.base_margins.items()]
+        for kind, table, low, high in (("floor", self.floors.items(), 0.0, 1.0), ("margin", margins, 0.0, 1.0)):
+            for name, value in table:
+                if name.count(".") != 2 or not all(name.split(".")):
+                    raise PolicyError(f"{kind} names metric {name!r}; write suite.metric.protocol")
+                if not math.isfinite(value) or not low <= value <= high or (kind == "margin" and value in (0.0, 1.0)):
+                    raise PolicyError(f"{kind} of {name} is {value}; give a share between 0 and 1")
+        for name, value, low, high in (("alpha", self.alpha, 0.0, 0.5), ("power", self.power, 0.5, 1.0)):
+            if not low < value < high:
+                raise PolicyError(f"{name} is {value}; give a value above {low} and below {high}")
+        if not 0 <= self.discordance <= 1:
+            raise PolicyError(f"discordance is {self.discordance}; give a share between 0 and 1")
+        if not self.floors and not margins:
+            raise PolicyError("the policy has no floor and no margin; it would promote anything")
+
+    def check(self, suites: Iterable[Suite]) -> None:
+        """Raise `PolicyError` unless these suites can decide this policy; to be called before the night.
+
+        Every metric must belong to one of them, and every margin must be detectable on its items.
+        """
+        suites = list(suites)
+        sizes = {metric: n for suite in suites for metric, n in suite.metric_sizes().items()}
+        _require_suites([*self.floors, *self.champion_margins, *self.base_margins], {suite.name for suite in suites})
+        setting = {"alpha": self.alpha, "power": self.power, "discordance": self.discordance}
+        complaints = []
+        for metric, margin in _smallest(self.champion_margins, self.base_margins).items():
+            n = sizes.get(metric, 0)
+            found = detectable_drop(n, **setting)
+            if found > margin:
+                complaints.append(
+                    f"{metric} has {n} items, which detect a drop of {found:.3f}, not its margin of {margin:g}: "
+                    f"give it {items_needed(margin, **setting)} items or a margin of {_round_up(found)}"
+                )
+        if complaints:
+            raise PolicyError("; ".join(complaints))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `Policy(**content)` is the inverse."""
+        return asdict(self)
+
+
+def _smallest(*tables: Mapping[str, float]) -> dict[str, float]:
+    merged: dict[str, float] = {}
+    for table in tables:
+        for name, value in table.items():
+            merged[name] = min(value, merged.get(name, 1.0))
+    return merged
+
+
+def _round_up(share: float) -> float:
+    return math.ceil(share * 1000) / 1000
+
+
+def _require_suites(metrics: Iterable[str], suites: set[str]) -> None:
+    for metric in metrics:
+        suite = metric.split(".", 1)[0]
+        if suite not in suites:
+            raise PolicyError(
+                f"the policy names {metric}, but no suite {suite!r} is evaluated; "
+                f"the suites are {', '.join(sorted(suites)) or 'none'}"
+            )
+
+
+class Decision(StrEnum):
+    """What becomes of the candidate."""
+
+    PROMOTE = "promote"
+    HOLD = "hold"
+    REJECT = "reject"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloorResult:
+    """A floor and what was measured: `value` is None where the suite had no such item, which fails nothing."""
+
+    metric: str
+    floor: float
+    value: float | None
+    n: int
+
+    @property
+    def met(self) -> bool:
+        """Whether the floor is reached, or nothing was there to measure."""
+        return self.value is None or self.value >= self.floor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The decision, why, and every number it rests on.
+
+    `examples` are items that the candidate lost, from the metrics that stopped it.
+    """
+
+    decision: Decision
+    reasons: tuple[str, ...]
+    floors: tuple[FloorResult, ...]
+    against_champion: tuple[Comparison, ...]
+    against_base: tuple[Comparison, ...]
+    examples: tuple[ItemOutcome, ...]
+    candidate: str
+    champion: str | None
+    base: str
+    policy: Policy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """The verdict that `to_dict` wrote."""
+        lists = {
+            "floors": FloorResult,
+            "against_champion": Comparison,
+            "against_base": Comparison,
+            "examples": ItemOutcome,
+        }
+        read = {name: tuple(kind(**row) for row in content[name]) for name, kind in lists.items()}
+        for name in ("against_champion", "against_base"):
+            read[name] = tuple(Comparison(**{**row, "lost_items": tuple(row["lost_items"])}) for row in content[name])
+        return cls(
+            **{
+                **content,
+                **read,
+                "decision": Decision(content["decision"]),
+                "reasons": tuple(content["reasons"]),
+                "policy": Policy(**content["policy"]),
+            }
+        )
+
+    def to_markdown(self) -> str:
+        """One page for a person: the decision, its reasons, the tables, what was lost."""
+        lines = [f"# {self.decision.capitalize()}: candidate {self.candidate[:12]}", ""]
+        lines += [f"- {reason}" for reason in self.reasons] + [""]
+        if self.floors:
+            lines += ["## Floors", "", "| metric | value | floor | items | |", "|---|--:|--:|--:|---|"]
+            for row in self.floors:
+                value = "not measured" if row.value is None else f"{row.value:.3f}"
+                lines.append(f"| {row.metric} | {value} | {row.floor:g} | {row.n} | {_mark(row.met)} |")
+            lines.append("")
+        for title, table in (
+            (f"Against the champion {(self.champion or '')[:12]}", self.against_champion),
+            (f"Against the base {self.base[:12]}", self.against_base),
+        ):
+            if table:
+                lines += [f"## {title}", "", *_comparison_table(table, self.policy.alpha), ""]
+        if self.examples:
+            lines += ["## Lost", "", "| metric | prompt | expected | got |", "|---|---|---|---|"]
+            lines += [f"| {o.name} | {_cell(o.prompt)} | {_cell(o.expected)} | {_cell(o.got)} |" for o in self.examples]
+            lines.append("")
+        return "\n".join(lines)
+
+
+def _mark(good: bool) -> str:
+    return "ok" if good else "**fails**"
+
+
+def _cell(text: str, width: int = 80) -> str:
+    flat = " ".join(text.split()).replace("|", "\\|")
+    return flat if len(flat) <= width else flat[: width - 1] + "…"
+
+
+def _comparison_table(comparisons: Iterable[Comparison], alpha: float) -> list[str]:
+    level = f"{100 * (1 - alpha):g}%"
+    lines = [
+        f"| metric | candidate | reference | drop | at most ({level}) | margin | lost / gained of items "
+        "| p worse | detectable drop | |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for c in comparisons:
+        state = "**worse**" if c.is_inferior(alpha) else "ok" if c.is_non_inferior(alpha) else "**not shown**"
+        lines.append(
+            f"| {c.metric} | {c.candidate:.3f} | {c.reference:.3f} | {c.drop:+.3f} | {c.drop_bound:+.3f} "
+            f"| {c.margin:g} | {c.losses} / {c.gains} of {c.n} | {c.p_inferior:.3g} | {c.detectable:.3f} | {state} |"
+        )
+    return lines
+
+
+def decide(policy: Policy, candidate: EvalReport, champion: EvalReport | None, base: EvalReport) -> Verdict:
+    """Judge `candidate` by `policy`; `champion` is None when nothing has been promoted yet.
+
+    Deterministic: the same reports give the same verdict. Raises `PolicyError` when the policy
+    names a suite that was not evaluated, `SuiteError` when the reports cannot be compared.
+    """
+    _require_suites(
+        [*policy.floors, *policy.champion_margins, *policy.base_margins],
+        set(candidate.suites),
+    )
+    floors = []
+    for name, floor in policy.floors.items():
+        metric = candidate.metrics.get(name)
+        floors.append(
+            FloorResult(metric=name, floor=floor, value=metric.value if metric else None, n=metric.n if metric else 0)
+        )
+    tables = {
+        who: compare(candidate, reference, margins, alpha=policy.alpha, power=policy.power, seed=policy.seed)
+        for who, reference, margins in (
+            ("champion", champion, policy.champion_margins),
+            ("base", base, policy.base_margins),
+        )
+        if reference is not None
+    }
+    rejected = [
+        f"{f.metric} is {f.value:.3f} on {f.n} items, below its floor of {f.floor:g}" for f in floors if not f.met
+    ]
+    held, stopped = [], []
+    for who, table in tables.items():
+        for c in table.values():
+            if c.is_inferior(policy.alpha):
+                rejected.append(
+                    f"{c.metric} drops by {c.drop:.3f} against the {who} (margin {c.margin:g}, "
+                    f"{c.losses} lost and {c.gains} gained of {c.n}, p = {c.p_inferior:.2g})"
+                )
+                stopped.append(c)
+            elif not c.is_non_inferior(policy.alpha):
+                held.append(
+                    f"{c.metric} may drop by up to {c.drop_bound:.3f} against the {who}, "
+                    f"more than its margin of {c.margin:g}: {c.n} items do not settle it"
+                )
+                stopped.append(c)
+    decision = Decision.REJECT if rejected else Decision.HOLD if held else Decision.PROMOTE
+    unmeasured = [f"{f.metric} was not measured: no such item tonight" for f in floors if f.value is None]
+    compared = sum(map(len, tables.values()))
+    passed = f"{len(floors) - len(unmeasured)} floors met and {compared} comparisons within their margins"
+    reasons = rejected + held or [passed]
+    lost = {(c.metric, item): candidate.items(c.metric)[item] for c in stopped for item in c.lost_items}
+    failed = [o for f in floors if not f.met for o in candidate.items(f.metric).values() if o.score < f.floor]
+    examples = {**lost, **{(o.name, o.item_id): o for o in failed}}
+    return Verdict(
+        decision=decision,
+        reasons=tuple(reasons + unmeasured),
+        floors=tuple(floors),
+        against_champion=tuple(tables.get("champion", {}).values()),
+        against_base=tuple(tables["base"].values()),
+        examples=tuple(examples.values())[:_EXAMPLES],
+        candidate=candidate.model_digest,
+        champion=champion.model_digest if champion else None,
+        base=base.model_digest,
+        policy=policy,
+    )

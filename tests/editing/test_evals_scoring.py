@@ -1,0 +1,391 @@
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, date, datetime
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from editing.errors import SuiteError
+from editing.evals.edits import AppliedFact, Contradictions, age_bucket, current_facts, edit_suite, without_edited
+from editing.evals.probes import Probe, ProbeSuite
+from editing.evals.report import EvalReport
+from editing.evals.scorer import Scorer, open_scorer
+from editing.evals.scoring import cut, exact_match, generate_greedy, teacher_forced
+from editing.evals.suite import evaluate
+from editing.facts import FactChange, LocalityPrompt, Operation
+from editing.models import wrap_model
+
+NIGHT = date(2020, 1, 31)
+KNOWN = {
+    "The mayor of Arden is": "Ada Moss",
+    "The mayor of Belmont is": "Ben Hale",
+    "The mayor of Corvia is": "Cleo Vance",
+    "The president of Arden is": "Dov Stern",
+    "The president of Dunmore is": "Ada Moss",
+    "The governor of Eastvale is": "Ben Hale",
+    "Who is the mayor of Arden? It is": "Ada Moss",
+    "The long-serving governor of the old town of Belmont by the sea is": "Cleo Vance",
+}
+
+
+@pytest.fixture(scope="module")
+def learned(tiny_base):
+    """A GPT-2 that knows the sentences of KNOWN by heart."""
+    tokenizer = tiny_base("gpt2").tokenizer
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_embd=48,
+            n_layer=2,
+            n_head=4,
+            n_positions=96,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            embd_pdrop=0.0,
+            resid_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+    )
+    batch = tokenizer([f"{p} {a}.\n" for p, a in KNOWN.items()], padding=False)["input_ids"]
+    width = max(map(len, batch))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in batch])
+    labels = torch.tensor([row + [-100] * (width - len(row)) for row in batch])
+    mask = (labels >= 0).long()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(90):
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return wrap_model(model.eval(), tokenizer, model_id="learned")
+
+
+def fact(subject="Arden", target="Ada Moss", **more):
+    content = {
+        "subject": subject,
+        "relation": "mayor",
+        "target": target,
+        "prompt": "The mayor of {} is",
+        "effective_at": datetime(2020, 1, 1, tzinfo=UTC),
+        "observed_at": datetime(2020, 1, 2, tzinfo=UTC),
+        "source": "test",
+    }
+    return FactChange(**{**content, **more})
+
+
+class Nudge:
+    """The least that can pass for an editor: it moves one bias, so every answer may change."""
+
+    method = "nudge"
+
+    @contextmanager
+    def attach(self, base, state):
+        bias = base.model.transformer.ln_f.bias
+        kept = bias.detach().clone()
+        with torch.no_grad():
+            bias.add_(state.amount * torch.linspace(-1, 1, len(bias)))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                bias.copy_(kept)
+
+
+class NudgeState:
+    method = "nudge"
+
+    def __init__(self, amount):
+        self.amount, self.digest = amount, f"nudge-{amount}"
+
+
+def close(a, b):
+    assert [x.target_ids for x in a] == [x.target_ids for x in b]
+    assert [x.predicted_ids for x in a] == [x.predicted_ids for x in b]
+    assert [x.logprob for x in a] == pytest.approx([x.logprob for x in b], abs=1e-4)
+
+
+def test_a_model_that_knows_its_sentences_scores_one_in_both_protocols(learned):
+    results = teacher_forced(learned, list(KNOWN), list(KNOWN.values()))
+    assert all(r.all_correct and r.token_accuracy == 1 and r.logprob > -0.5 for r in results)
+    texts = generate_greedy(learned, list(KNOWN), 12)
+    assert all(exact_match(text, answer) for text, answer in zip(texts, KNOWN.values(), strict=True))
+    assert all(text.endswith(".") for text in texts)  # the newline stopped it, the budget did not
+    wrong = teacher_forced(learned, ["The mayor of Arden is"], ["Cleo Vance"])[0]
+    assert wrong.token_accuracy < 1
+    assert wrong.logprob < results[0].logprob - 2
+
+
+@pytest.mark.parametrize(
+    "model_type", ["gpt2", "gptj", "gpt_neox", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma"]
+)
+def test_teacher_forcing_through_the_cache_equals_one_plain_forward(tiny_base, model_type):
+    base = tiny_base(model_type)
+    prompts, targets = list(KNOWN), list(KNOWN.values())
+    results = teacher_forced(base, prompts, targets, batch_size=3)
+    for prompt, target, result in zip(prompts, targets, results, strict=True):
+        ids = torch.tensor([base.tokenizer(f"{prompt} {target}")["input_ids"]])
+        n = len(result.target_ids)
+        assert tuple(ids[0, -n:].tolist()) == result.target_ids
+        with torch.inference_mode():
+            logprobs = base.model(ids).logits[0, -n - 1 : -1].log_softmax(-1)
+        assert tuple(logprobs.argmax(-1).tolist()) == result.predicted_ids
+        expected = logprobs.gather(1, ids[0, -n:, None]).sum().item()
+        assert result.logprob == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_results_do_not_depend_on_batch_mates(learned, batch_size):
+    prompts = [*KNOWN, "Dov", "The mayor of Arden is"]
+    targets = [*KNOWN.values(), "Stern leads Belmont", "Ben"]
+    close(teacher_forced(learned, prompts, targets, batch_size), teacher_forced(learned, prompts, targets, 4))
+    budgets = [3 + i % 5 for i in range(len(prompts))]
+    alone = [generate_greedy(learned, [p], b)[0] for p, b in zip(prompts, budgets, strict=True)]
+    assert generate_greedy(learned, prompts, budgets, batch_size) == alone
+
+
+def test_all_correct_means_that_generation_begins_with_the_target(tiny_base):
+    base = tiny_base("gpt2")
+    said = generate_greedy(base, list(KNOWN), 4, stop=())
+    results = teacher_forced(base, [p for p, s in zip(KNOWN, said, strict=True) if s], [s for s in said if s])
+    for prompt, result in zip([p for p, s in zip(KNOWN, said, strict=True) if s], results, strict=True):
+        budget = len(result.target_ids)
+        if result.all_correct:
+            assert exact_match(generate_greedy(base, [prompt], budget, stop=())[0], said[list(KNOWN).index(prompt)])
+
+
+def test_one_token_targets_of_one_prompt_share_a_row(learned, monkeypatch):
+    calls = []
+    forward = learned.model.forward
+    monkeypatch.setattr(learned.model, "forward", lambda **kw: calls.append(kw["input_ids"].shape[0]) or forward(**kw))
+    results = teacher_forced(learned, ["Answer:"] * 4, ["a", "b", "c", "d"])
+    assert calls == [1]
+    assert len({r.logprob for r in results}) == 4
+
+
+def test_a_prompt_too_long_for_the_model_is_refused(learned):
+    with pytest.raises(SuiteError, match=r"room for 96; use fewer shots"):
+        teacher_forced(learned, ["word " * 200], ["x"])
+    with pytest.raises(SuiteError, match="fewer new tokens"):
+        generate_greedy(learned, ["The mayor"], 200)
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "right"),
+    [
+        ("George Bush", "George", True),
+        ("Georgia", "George", False),
+        ("George's", "George", True),
+        ("george  bush.", "George Bush", True),
+        ("The George", "George", False),
+        ("3.5", "3", False),
+        ("3.", "3", True),
+        ("1,000", "1", False),
+        ("31", "3", False),
+        ("C++ is", "C++", True),
+        ("C++11", "C++", True),
+        ("", "George", False),
+        ("George", "", False),
+    ],
+)
+def test_exact_match_ends_where_the_answer_ends(text, target, right):
+    assert exact_match(text, target) is right
+
+
+def test_cut_stops_at_the_first_stop_text():
+    assert cut(" Ada Moss.\nThe mayor", ("\n",)) == "Ada Moss."
+    assert cut("1 + 1\nQuestion: x", ("Question:", "\n\n")) == "1 + 1"
+
+
+def test_remembered_results_answer_the_same_call_and_no_other(learned, tmp_path, monkeypatch):
+    prompts, targets = list(KNOWN)[:2], list(KNOWN.values())[:2]
+    first = Scorer(learned, cache=tmp_path).teacher_forced(prompts, targets)
+    texts = Scorer(learned, cache=tmp_path).generate(prompts, [4, 5])
+    ran = []
+    import editing.evals.scorer as module
+
+    monkeypatch.setattr(module, "teacher_forced", lambda *a, **k: ran.append(a) or first)
+    monkeypatch.setattr(module, "generate_greedy", lambda *a, **k: ran.append(a) or texts)
+    assert Scorer(learned, cache=tmp_path).teacher_forced(prompts, targets) == first
+    assert Scorer(learned, cache=tmp_path).generate(prompts, [4, 5]) == texts
+    assert not ran
+    others = [
+        lambda: Scorer(learned, cache=tmp_path).teacher_forced(prompts[::-1], targets),
+        lambda: Scorer(learned, cache=tmp_path, batch_size=7).teacher_forced(prompts, targets),
+        lambda: Scorer(replace(learned, fingerprint="other"), cache=tmp_path).teacher_forced(prompts, targets),
+        lambda: Scorer(learned, NudgeState(1.0), cache=tmp_path).teacher_forced(prompts, targets),
+        lambda: Scorer(learned, cache=tmp_path).generate(prompts, [4, 6]),
+        lambda: Scorer(learned, cache=tmp_path).generate(prompts, [4, 5], stop=()),
+    ]
+    for count, other in enumerate(others, start=1):
+        other()
+        assert len(ran) == count
+
+
+def test_a_damaged_memory_is_computed_again(learned, tmp_path):
+    prompts, targets = list(KNOWN)[:2], list(KNOWN.values())[:2]
+    first = Scorer(learned, cache=tmp_path).teacher_forced(prompts, targets)
+    (path,) = tmp_path.rglob("*.json")
+    entry = json.loads(path.read_text())
+    entry["results"][0]["logprob"] = 0.0
+    for damage in (json.dumps(entry), path.read_text()[:40], "[]"):
+        path.write_text(damage)
+        assert Scorer(learned, cache=tmp_path).teacher_forced(prompts, targets) == first
+
+
+LOCALITY = (
+    LocalityPrompt(prompt="The president of Arden is", answer="Dov Stern"),
+    LocalityPrompt(prompt="The mayor of Belmont is", answer="Ben Hale"),
+)
+
+
+def edits(learned, applied, moment="edits", **more):
+    with open_scorer(learned) as scorer:
+        return edit_suite(moment, applied, applied=applied, as_of=NIGHT, base_scorer=scorer, **more)
+
+
+def test_edits_are_scored_in_both_protocols_and_locality_against_the_base(learned):
+    change = fact(rephrases=("Who is the mayor of {}? It is",), locality=LOCALITY)
+    suite = edits(learned, [AppliedFact(change, NIGHT)])
+    with open_scorer(learned) as scorer:
+        report = evaluate(scorer, [suite])
+    assert {name: (m.value, m.n) for name, m in report.metrics.items()} == {
+        f"edits.{metric}.{protocol}": (1.0, 1)
+        for metric in ("reliability", "generality", "locality", "same_subject_locality")
+        for protocol in ("teacher_forced", "generated")
+    }
+    assert suite.metric_sizes() == {name: m.n for name, m in report.metrics.items()}
+    with open_scorer(learned, NudgeState(20.0), Nudge()) as scorer:
+        broken = evaluate(scorer, [suite])
+    assert broken.method == "nudge"
+    assert broken.metrics["edits.locality.generated"].value == 0
+    assert broken.metrics["edits.reliability.teacher_forced"].value < 1
+    with open_scorer(learned) as scorer:
+        assert evaluate(scorer, [suite]).digest == report.digest
+
+
+def test_locality_is_what_the_base_said_even_where_the_base_is_wrong(learned):
+    wrong = fact(locality=(LocalityPrompt(prompt="The mayor of Belmont is", answer="Dov Stern"),))
+    suite = edits(learned, [AppliedFact(wrong, NIGHT)], metrics=["locality"])
+    with open_scorer(learned) as scorer:
+        report = evaluate(scorer, [suite])
+    outcome = report.items("edits.locality.generated")[suite.items[0].item_id]
+    assert outcome.score == 1
+    assert outcome.expected.startswith("Ben Hale")
+
+
+def test_locality_without_a_frozen_base_is_refused(learned):
+    suite = replace(edits(learned, [AppliedFact(fact(locality=LOCALITY), NIGHT)]), frozen={})
+    with open_scorer(learned) as scorer, pytest.raises(SuiteError, match="freeze the base first"):
+        suite.score(scorer)
+    with open_scorer(learned, NudgeState(0.1), Nudge()) as scorer, pytest.raises(SuiteError, match="base alone"):
+        edit_suite("edits", [AppliedFact(fact(locality=LOCALITY), NIGHT)], applied=[], as_of=NIGHT, base_scorer=scorer)
+
+
+def test_superseded_facts_and_contradicted_prompts_are_left_out_and_counted(learned):
+    old = AppliedFact(fact(effective_at=datetime(2019, 1, 1, tzinfo=UTC)), date(2019, 2, 1))
+    new = AppliedFact(fact(target="Cleo Vance", target_old="Ada Moss", locality=LOCALITY), NIGHT)
+    other = AppliedFact(
+        fact(
+            subject="Belmont",
+            target="Dov Stern",
+            target_old="Ben Hale",
+            locality=(LocalityPrompt(prompt="In Arden the mayor is called", answer="Ada Moss"),),
+        ),
+        NIGHT,
+    )
+    suite = edits(learned, [old, new, other])
+    assert [p.prompt for p in suite.items if p.metric == "reliability"] == [
+        "The mayor of Arden is",
+        "The mayor of Belmont is",
+    ]
+    assert [p.metric for p in suite.items if p.as_base] == ["same_subject_locality"]
+    assert suite.excluded == {"superseded or retracted": 1, "locality prompt contradicted by an edit": 2}
+
+
+def test_a_retracted_fact_holds_no_longer():
+    taught = AppliedFact(fact(), NIGHT)
+    gone = AppliedFact(
+        fact(operation=Operation.RETRACT, effective_at=datetime(2021, 1, 1, tzinfo=UTC)), date(2021, 1, 1)
+    )
+    assert current_facts([taught, gone]) == []
+    assert current_facts([taught, taught]) == [taught]
+
+
+def test_retention_is_grouped_by_age(learned):
+    applied = [
+        AppliedFact(fact(), date(2020, 1, 30)),
+        AppliedFact(fact(subject="Belmont", target="Ben Hale"), date(2018, 1, 1)),
+        AppliedFact(fact(subject="Corvia", target="Dov Stern"), date(2018, 1, 1)),
+    ]
+    suite = edits(learned, applied, "retention", metrics=["reliability"])
+    with open_scorer(learned) as scorer:
+        report = evaluate(scorer, [suite])
+    groups = report.groups("retention.reliability.generated")
+    assert {name: (m.value, m.n) for name, m in groups.items()} == {"000-001 days": (1.0, 1), "366+ days": (0.5, 2)}
+    assert [age_bucket(NIGHT, NIGHT), age_bucket(date(2019, 12, 1), NIGHT)] == ["000-001 days", "031-090 days"]
+
+
+def test_contradictions_need_the_prompt_or_the_subject_with_the_replaced_value():
+    found = Contradictions([fact(target="Ben Hale", target_old="Ada Moss", rephrases=("{} is led by",))])
+    assert found.find("The mayor of Arden is", "Ada Moss")
+    assert found.find("arden is led  by", "Someone")
+    assert found.find("Name the mayor of Arden:", "Ada Moss")
+    assert not found.find("The mayor of Arden is", "Ben Hale")
+    assert not found.find("The mayor of Corvia is", "Ada Moss")
+    assert not found.find("The president of Arden is", "Dov Stern")
+
+
+def probes(*prompts):
+    return ProbeSuite(
+        name="probes",
+        version="1",
+        items=tuple(Probe(item_id=p, metric="recall", prompt=p, answers=(KNOWN[p],)) for p in prompts),
+    )
+
+
+def test_suites_know_their_content_and_sample_stably():
+    suite = probes(*KNOWN)
+    assert suite.digest == probes(*KNOWN).digest != probes(*list(KNOWN)[1:]).digest
+    assert suite.digest != replace(suite, version="2").digest
+    drawn = {p.prompt for p in suite.sample(4, seed=1).items}
+    assert len(drawn) == 4
+    fewer = suite.without("test", lambda item: item.prompt not in drawn and item.prompt[4] == "m")
+    assert drawn == {p.prompt for p in fewer.sample(4, seed=1).items}
+    assert sum(fewer.excluded.values()) == len(suite) - len(fewer)
+    left = without_edited(suite, [fact(target="Ben Hale", target_old="Ada Moss")])
+    assert left.excluded == {"contradicted by an edit": 2}
+    with pytest.raises(SuiteError, match="twice"):
+        probes(*KNOWN, "The mayor of Arden is")
+
+
+def test_any_answer_counts_when_generated(learned):
+    probe = Probe(item_id="a", metric="recall", prompt="The mayor of Arden is", answers=("Nobody", "Ada Moss"))
+    with open_scorer(learned) as scorer:
+        report = evaluate(scorer, [ProbeSuite(name="s", version="1", items=(probe,))])
+    assert report.metrics["s.recall.generated"].value == 1
+    assert report.metrics["s.recall.teacher_forced"].value < 1
+
+
+def test_a_report_round_trips_and_refuses_what_was_altered(learned, tmp_path):
+    with open_scorer(learned, batch_size=8) as scorer:
+        report = evaluate(scorer, [probes(*KNOWN)], seeds={"retention": 3})
+    report.save(tmp_path)
+    assert EvalReport.load(tmp_path) == report
+    assert report.scalars() == {"probes.recall.generated": 1.0, "probes.recall.teacher_forced": 1.0}
+    assert (report.batch_size, report.dtype, report.seeds, report.method) == (8, "float32", {"retention": 3}, None)
+    assert report.items_per_second > 0
+    with pytest.raises(SuiteError, match=r"no metric 'probes\.recall'.*probes\.recall\.generated"):
+        report.items("probes.recall")
+    flipped = replace(report, outcomes=(replace(report.outcomes[0], got="x"), *report.outcomes[1:]))
+    flipped.save(tmp_path / "other")
+    (tmp_path / "items.parquet").write_bytes((tmp_path / "other" / "items.parquet").read_bytes())
+    with pytest.raises(SuiteError, match="does not match"):
+        EvalReport.load(tmp_path)
+    (tmp_path / "items.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SuiteError, match="cannot be read"):
+        EvalReport.load(tmp_path)
+    with pytest.raises(SuiteError, match="missing"):
+        EvalReport.load(tmp_path / "nothing")
