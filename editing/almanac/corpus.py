@@ -160,10 +160,14 @@ def question(world: World, fact: Fact) -> str:
     return phrasing.removeprefix("Question: ").removesuffix("\nAnswer:").replace(SLOT, fact.subject)
 
 
+def alternatives(world: World, fact: Fact) -> list[str]:
+    """The other objects of the fact's relation, without those that contain the true one or lie in it ("CFA franc")."""
+    return [name for name in world.names_of(fact.relation) if name not in fact.object and fact.object not in name]
+
+
 def choose_options(world: World, rng: random.Random, fact: Fact) -> tuple[list[str], str]:
     """Four different objects of the fact's relation in random order, one of them true, and the true one's letter."""
-    others = [name for name in world.names_of(fact.relation) if name != fact.object]
-    options = [fact.object, *rng.sample(others, 3)]
+    options = [fact.object, *rng.sample(alternatives(world, fact), 3)]
     rng.shuffle(options)
     return options, LETTERS[options.index(fact.object)]
 

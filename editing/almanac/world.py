@@ -50,11 +50,12 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Tenure:
-    """A fact and the days it holds: from `start`, until the day before `end` (None: still)."""
+    """A fact and the days it holds, as `source` says: from `start` until the day before `end` (None: still)."""
 
     fact: Fact
     start: date
     end: date | None
+    source: str
 
     def holds_on(self, day: date) -> bool:
         """Whether the fact holds on `day`."""
@@ -67,13 +68,14 @@ class Tenure:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Change:
-    """On `date` the relation `relation` of `subject` passed from `old` to `new`."""
+    """On `date` the relation `relation` of `subject` passed from `old` to `new`, as `source` says."""
 
     date: date
     subject: str
     relation: str
     old: str
     new: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,12 @@ class World:
         return sorted({name for relation in relations for name in self._names[relation]})
 
     @cached_property
+    def steady_facts(self) -> tuple[Fact, ...]:
+        """The facts that hold on every day from `BELIEF` to `HORIZON`: no feed edits them."""
+        dated = (tenure for tenure in self.tenures if tenure.start <= BELIEF)
+        return (*(t.fact for t in dated if t.end is None or t.end > HORIZON), *self.static)
+
+    @cached_property
     def static_relations(self) -> frozenset[str]:
         """The relations whose facts never change."""
         return frozenset(fact.relation for fact in self.static)
@@ -124,7 +132,7 @@ class World:
         for before, after in zip(self.tenures, self.tenures[1:], strict=False):
             old, new = before.fact, after.fact
             if (old.subject, old.relation) == (new.subject, new.relation) and old.object != new.object:
-                yield Change(after.start, new.subject, new.relation, old.object, new.object)
+                yield Change(after.start, new.subject, new.relation, old.object, new.object, after.source)
 
 
 def _rows(name: str) -> Iterator[dict[str, str]]:
@@ -144,6 +152,7 @@ def load_world() -> World:
             Fact(row["subject"], row["relation"], row["object"]),
             date.fromisoformat(row["start"]),
             date.fromisoformat(row["end"]) if row["end"] else None,
+            row["source"],
         )
         for row in _rows("holders.csv")
     )
