@@ -1,0 +1,133 @@
+"""GSM8K: word problems, generated, read by a named answer filter. See the README beside this file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from editing.errors import SuiteError
+from editing.evals.probes import GENERATED
+from editing.evals.report import ItemOutcome
+from editing.evals.scorer import Scorer
+from editing.evals.suite import Suite, stable_id
+from editing.evals.suites.files import Record, load_form, need, read_records, single_file
+
+VERSION = "1"
+MARK = "####"
+# Named as in lm-eval's gsm8k task: the pattern, and which of its matches is the answer.
+FILTERS = {
+    "strict-match": (re.compile(r"#### (-?[0-9.,]+)"), 0),
+    "flexible-extract": (re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)"), -1),
+}
+INVALID = "[invalid]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gsm8kItem:
+    """A problem as the model reads it, shots and all; `expected` is the number of the reference answer."""
+
+    item_id: str
+    prompt: str
+    expected: str
+
+
+def normalise(number: str) -> str:
+    """A number as answers are compared: without thousands commas, a dollar sign or a final stop."""
+    return number.replace(",", "").replace("$", "").strip().removesuffix(".")
+
+
+def extract(text: str, filter_name: str) -> str:
+    """The answer that the named filter finds in `text`, normalised, or `INVALID`."""
+    pattern, which = FILTERS[filter_name]
+    found = pattern.findall(text)
+    if not found:
+        return INVALID
+    match = found[which]
+    return normalise(match if isinstance(match, str) else next(group for group in match if group))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gsm8kSuite(Suite):
+    """Problems, generated once and read by every filter."""
+
+    items: tuple[Gsm8kItem, ...]
+    max_new_tokens: int
+    stop: tuple[str, ...]
+
+    def content(self) -> Any:
+        """The items with their whole prompts, the budget, the stop texts and the filters."""
+        filters = {name: [pattern.pattern, which] for name, (pattern, which) in FILTERS.items()}
+        return [[asdict(item) for item in self.items], self.max_new_tokens, list(self.stop), filters]
+
+    def metric_sizes(self) -> dict[str, int]:
+        """One metric for every filter."""
+        return {f"{self.name}.{name}.{GENERATED}": len(self.items) for name in FILTERS}
+
+    def score(self, scorer: Scorer) -> list[ItemOutcome]:
+        """Right or wrong for every problem and filter; `got` ends with the number that the filter read."""
+        texts = scorer.generate([item.prompt for item in self.items], self.max_new_tokens, stop=self.stop)
+        outcomes = []
+        for item, text in zip(self.items, texts, strict=True):
+            for name in FILTERS:
+                number = extract(text, name)
+                outcomes.append(
+                    ItemOutcome(
+                        suite=self.name,
+                        metric=name,
+                        protocol=GENERATED,
+                        item_id=item.item_id,
+                        prompt=item.prompt,
+                        expected=item.expected,
+                        got=f"{text} -> {number}",
+                        score=float(number == item.expected),
+                        binary=True,
+                    )
+                )
+        return outcomes
+
+
+def load(
+    path: Path,
+    *,
+    shots: int = 5,
+    shots_from: str | Path | None = None,
+    form: str | Record = "standard",
+    max_new_tokens: int | None = None,
+) -> Gsm8kSuite:
+    """The problems of a file; the first `shots` of `shots_from` (the training split) go before each.
+
+    `form` is one named in `suite.toml` or a mapping with `question`, `stop` and `max_new_tokens`.
+    Raises `SuiteError` when an answer has no number, or shots are asked for without enough of them.
+    """
+    layout = load_form(__file__, form)
+    path = single_file(path, (".jsonl", ".parquet"))
+    examples = read_records(single_file(Path(shots_from))) if shots and shots_from is not None else []
+    if len(examples) < shots:
+        raise SuiteError(
+            f"{shots} shots were asked for and {shots_from or 'no training file'} has {len(examples)}; "
+            "give shots_from=the training split, or shots=0"
+        )
+    shown = "".join(
+        f"{layout['question'].format(question=example['question'].strip())} {example['answer'].strip()}\n\n"
+        for example in examples[:shots]
+    )
+    items: dict[str, Gsm8kItem] = {}
+    for place, record in enumerate(read_records(path)):
+        question, answer = (need(record, name, path, place).strip() for name in ("question", "answer"))
+        if MARK not in answer:
+            raise SuiteError(f"the answer of record {place} of {path} has no {MARK!r}: {answer[-60:]!r}")
+        item_id = stable_id(question)
+        items[item_id] = Gsm8kItem(
+            item_id=item_id,
+            prompt=shown + layout["question"].format(question=question),
+            expected=normalise(answer.rsplit(MARK, 1)[1]),
+        )
+    return Gsm8kSuite(
+        name="gsm8k",
+        version=f"{VERSION}-{shots}shot",
+        items=tuple(items.values()),
+        max_new_tokens=max_new_tokens or layout["max_new_tokens"],
+        stop=tuple(layout["stop"]),
+    )

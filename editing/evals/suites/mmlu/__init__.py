@@ -1,0 +1,182 @@
+"""MMLU: multiple choice by option likelihood. See the README beside this file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from editing.errors import SuiteError
+from editing.evals.report import ItemOutcome
+from editing.evals.scorer import Scorer
+from editing.evals.suite import Suite, stable_id
+from editing.evals.suites.files import Record, load_form, read_records, read_rows
+
+VERSION = "1"
+OPTION_LIKELIHOOD = "option_likelihood"
+METRIC = f"mmlu.accuracy.{OPTION_LIKELIHOOD}"
+LETTERS = "ABCD"
+SPLITS = ("test", "val", "validation")  # the first that is there is evaluated
+SHOTS_SPLIT = "dev"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with its four choices; `answer` is the index of the right one."""
+
+    subject: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MmluItem:
+    """A question as the model reads it: header, shots and all."""
+
+    item_id: str
+    subject: str
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+
+    @property
+    def expected(self) -> str:
+        """The right choice."""
+        return self.choices[self.answer]
+
+
+def _from_row(subject: str, row: list[str], path: Path) -> Question:
+    question, *choices, letter = row
+    if letter.strip() not in LETTERS or not letter.strip():
+        raise SuiteError(f"question {question[:60]!r} of {path} has the answer {letter!r}; it should be one of A to D")
+    return Question(subject, question.strip(), tuple(c.strip() for c in choices), LETTERS.index(letter.strip()))
+
+
+def _from_record(record: Record, path: Path) -> Question:
+    try:
+        answer, choices = record["answer"], tuple(str(c).strip() for c in record["choices"])
+        index = LETTERS.index(answer) if isinstance(answer, str) else int(answer)
+        question = Question(str(record.get("subject") or path.parent.name), record["question"].strip(), choices, index)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise SuiteError(f"a record of {path} is no MMLU question ({error!r}): {dict(record)}") from error
+    if len(choices) != len(LETTERS) or not 0 <= index < len(LETTERS):
+        raise SuiteError(f"{question.question[:60]!r} of {path} has {len(choices)} choices and answer {index}")
+    return question
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a file belongs to: `SUBJECT_test.csv`, `test-00000-of-00001.parquet`, `test.jsonl`."""
+    name = "|".join((SHOTS_SPLIT, *SPLITS))
+    found = re.search(rf"_({name})$", path.stem) or re.match(rf"({name})(?:-|$)", path.stem)
+    return found[1] if found else None
+
+
+def _read_split(path: Path, split: str | None) -> Iterator[Question]:
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    for file in files:
+        if file.suffix not in (".csv", ".parquet", ".jsonl") or _split_of(file) != split:
+            continue
+        if file.suffix == ".csv":
+            subject = file.stem.removesuffix(f"_{split}")
+            yield from (_from_row(subject, row, file) for row in read_rows(file, 6))
+        else:
+            yield from (_from_record(record, file) for record in read_records(file))
+
+
+def _evaluated(path: Path, split: str | None) -> list[Question]:
+    for name in (split,) if split else (*SPLITS, None):
+        questions = list(_read_split(path, name))
+        if questions:
+            return questions
+    raise SuiteError(
+        f"no MMLU questions in {path} (split {split or ' or '.join(SPLITS)}); "
+        "expected SUBJECT_SPLIT.csv files, flat or in folders by split, or the hub's columns as Parquet or JSON lines"
+    )
+
+
+def _render(form: Mapping[str, Any], question: Question) -> str:
+    """The question with its options, up to where the answer's letter goes."""
+    options = dict(zip(LETTERS, question.choices, strict=True))
+    return form["question"].format(question=question.question, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MmluSuite(Suite):
+    """Each question's four letters compete; the likeliest is the answer."""
+
+    items: tuple[MmluItem, ...]
+
+    def content(self) -> Any:
+        """The items with their whole prompts."""
+        return [asdict(item) for item in self.items]
+
+    def metric_sizes(self) -> dict[str, int]:
+        """One metric over all questions."""
+        return {METRIC: len(self.items)}
+
+    def score(self, scorer: Scorer) -> list[ItemOutcome]:
+        """Right or wrong for every question, with its subject as group."""
+        prompts = [item.prompt for item in self.items for _ in LETTERS]
+        read = scorer.teacher_forced(prompts, list(LETTERS) * len(self.items))
+        outcomes = []
+        for place, item in enumerate(self.items):
+            options = [result.logprob for result in read[place * len(LETTERS) : (place + 1) * len(LETTERS)]]
+            chosen = options.index(max(options))
+            outcomes.append(
+                ItemOutcome(
+                    suite=self.name,
+                    metric="accuracy",
+                    protocol=OPTION_LIKELIHOOD,
+                    item_id=item.item_id,
+                    prompt=item.prompt,
+                    expected=f"{LETTERS[item.answer]}. {item.expected}",
+                    got=f"{LETTERS[chosen]}. {item.choices[chosen]}",
+                    score=float(chosen == item.answer),
+                    binary=True,
+                    group=item.subject,
+                )
+            )
+        return outcomes
+
+
+def load(path: Path, *, shots: int = 5, form: str | Record = "standard", split: str | None = None) -> MmluSuite:
+    """The questions of a folder or file; the first `shots` of each subject's dev split go before them.
+
+    `form` is one named in `suite.toml` or a mapping with `header` and `question`. Without a
+    `split`, test is taken, or else val. Raises `SuiteError` when there are no questions or too few
+    shots for a subject.
+    """
+    layout = load_form(__file__, form)
+    questions = _evaluated(path, split)
+    examples: dict[str, list[str]] = {}
+    for question in _read_split(path, SHOTS_SPLIT) if shots else ():
+        shown = examples.setdefault(question.subject, [])
+        if len(shown) < shots:
+            shown.append(f"{_render(layout, question)} {LETTERS[question.answer]}\n\n")
+    items: dict[str, MmluItem] = {}
+    for question in questions:
+        shown = examples.get(question.subject, [])
+        if len(shown) < shots:
+            raise SuiteError(
+                f"{question.subject} has {len(shown)} dev questions in {path}, {shots} shots were asked for; "
+                "add its dev split or ask for fewer shots"
+            )
+        header = layout["header"].format(subject=question.subject.replace("_", " "))
+        item_id = f"{question.subject}:{stable_id(question.question, *question.choices)}"
+        items[item_id] = MmluItem(
+            item_id=item_id,
+            subject=question.subject,
+            prompt=header + "".join(shown) + _render(layout, question),
+            choices=question.choices,
+            answer=question.answer,
+        )
+    repeated = len(questions) - len(items)
+    return MmluSuite(
+        name="mmlu",
+        version=f"{VERSION}-{shots}shot",
+        items=tuple(items.values()),
+        excluded={"repeated question": repeated} if repeated else {},
+    )

@@ -1,0 +1,117 @@
+"""ZsRE: questions about facts, in MEND's, EasyEdit's or KnowEdit's fields. See the README beside this file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from editing.evals.probes import Probe, ProbeSuite
+from editing.evals.suite import stable_id
+from editing.evals.suites.files import Record, need, read_records, single_file
+from editing.facts import SLOT, FactChange, LocalityPrompt, fold
+
+VERSION = "1"
+NQ_PREFIX = "nq question: "
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class ZsreRecord:
+    """One record, whatever its fields were called: every text stripped, empty texts left out."""
+
+    subject: str
+    question: str
+    rephrase: str
+    edit_target: str
+    answers: tuple[str, ...]
+    locality: tuple[LocalityPrompt, ...]
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """`value` as a flat tuple of texts: a text, a list of them, or a list of alias lists."""
+    if isinstance(value, str):
+        return (value.strip(),) if value.strip() else ()
+    if isinstance(value, list | tuple):
+        return tuple(dict.fromkeys(text for item in value for text in _texts(item)))
+    return ()
+
+
+def _locality(record: Record) -> Iterator[LocalityPrompt]:
+    if "loc" in record:
+        prompts = [(record["loc"].removeprefix(NQ_PREFIX), record.get("loc_ans"))]
+    else:
+        groups = (record.get("locality") or {}).values()
+        prompts = [(item.get("prompt", ""), item.get("ground_truth")) for group in groups for item in group]
+    for prompt, answer in prompts:
+        answers = _texts(answer)
+        if prompt.strip() and answers:
+            yield LocalityPrompt(prompt=prompt.strip(), answer=answers[0])
+
+
+def read(path: Path) -> list[ZsreRecord]:
+    """Every record of a ZsRE file. Raises `SuiteError` naming the record and the field that is missing."""
+    path = single_file(path)
+    records = []
+    for place, record in enumerate(read_records(path)):
+        mend = "src" in record
+        records.append(
+            ZsreRecord(
+                subject=need(record, "subject", path, place).strip(),
+                question=need(record, "src" if mend else "prompt", path, place).strip(),
+                rephrase=(record.get("rephrase" if mend else "rephrase_prompt") or "").strip(),
+                edit_target=(record.get("alt" if mend else "target_new") or "").strip(),
+                answers=_texts(need(record, "answers" if mend else "ground_truth", path, place)),
+                locality=tuple(_locality(record)),
+            )
+        )
+    return records
+
+
+def load_regression(path: Path) -> ProbeSuite:
+    """*Regression mode*: nothing of the suite is edited; the answers it records are still to be given.
+
+    Metrics `question`, `rephrase` and `unrelated` (the locality questions), in both protocols.
+    """
+    probes: dict[str, Probe] = {}
+
+    def add(metric: str, prompt: str, answers: tuple[str, ...]) -> None:
+        if prompt and answers:
+            item_id = f"{metric}:{stable_id(prompt, *answers)}"
+            probes.setdefault(item_id, Probe(item_id=item_id, metric=metric, prompt=prompt, answers=answers))
+
+    for record in read(path):
+        add("question", record.question, record.answers)
+        add("rephrase", record.rephrase, record.answers)
+        for local in record.locality:
+            add("unrelated", local.prompt, (local.answer,))
+    return ProbeSuite(name="zsre", version=VERSION, items=tuple(probes.values()))
+
+
+def fact_changes(path: Path) -> list[FactChange]:
+    """*Edit mode*: each record as a fact change to its edit target, for `edits.edit_suite` to score.
+
+    Left out: records without a target, whose target is already an answer, or whose question does
+    not name the subject.
+    """
+    changes = []
+    for record in read(path):
+        known = fold(record.edit_target) in {fold(answer) for answer in record.answers}
+        if not record.edit_target or known or record.subject not in record.question:
+            continue
+        changes.append(
+            FactChange(
+                subject=record.subject,
+                relation=record.question.replace(record.subject, SLOT, 1),
+                target=record.edit_target,
+                target_old=record.answers[0],
+                prompt=record.question.replace(record.subject, SLOT, 1),
+                rephrases=(record.rephrase,) if record.rephrase else (),
+                locality=record.locality,
+                effective_at=EPOCH,
+                observed_at=EPOCH,
+                source="zsre",
+            )
+        )
+    return changes
