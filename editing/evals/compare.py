@@ -5,7 +5,7 @@ Two questions are asked of every metric, because "not shown to be worse" is not 
 - *inferior*: H0 "no drop". Right/wrong items: the exact McNemar test (McNemar 1947), which is a
   sign test on the items where the two disagree. Means: a paired bootstrap of the difference.
 - *non-inferior* to a margin: H0 "the drop is at least the margin". Right/wrong items: the score
-  test of Tango (Statistics in Medicine 17:891, 1998, eq. 4), which stays valid when few or no
+  test of Tango (Statistics in Medicine 17:891, 1998), which stays valid when few or no
   items disagree. Means: the same bootstrap.
 
 Saying that something is worse when many metrics are looked at needs a correction (`holm`).
@@ -125,7 +125,7 @@ def detectable_drop(n: int, *, alpha: float, power: float, discordance: float) -
 
     `discordance` is the share of items on which the two models are expected to disagree anyway; a
     drop cannot be larger than the share it implies. Normal approximation of McNemar's test
-    (Connor 1987, eq. 3): sqrt(n) d = z_alpha sqrt(psi) + z_power sqrt(psi - d^2). 1.0 means that
+    (Connor, Biometrics 43:207, 1987): sqrt(n) d = z_alpha sqrt(psi) + z_power sqrt(psi - d^2). 1.0 means that
     no drop can be found.
     """
     z_alpha, z_power = norm.ppf(1 - alpha), norm.ppf(power)
