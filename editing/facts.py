@@ -102,8 +102,11 @@ class FactChange:
 
     @cached_property
     def fact_id(self) -> str:
-        """SHA-256 (first 32 hex digits) of the canonical content."""
-        return hashlib.sha256(self.canonical.encode()).hexdigest()[:32]
+        """SHA-256 (first 32 hex digits) of the canonical content. Raises `FactError` for text that is no Unicode."""
+        try:
+            return hashlib.sha256(self.canonical.encode()).hexdigest()[:32]
+        except UnicodeEncodeError as error:
+            raise FactError(f"{self.subject!r} / {self.relation!r} holds a lone surrogate; fix its encoding") from error
 
     @property
     def question(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,25 +15,29 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def settle(scratch: Path, path: Path) -> None:
-    """Put `scratch` in the place of `path`, on disk for good before this returns."""
-    with scratch.open("rb") as stream:
-        os.fsync(stream.fileno())
-    scratch.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def scratch_of(path: Path) -> Path:
+    """Where `path` is written before it is whole; feed readers pass over names with a leading dot."""
+    return path.with_name(f".{path.name}.part")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A scratch path beside `path` that takes its place at the end, or vanishes after an exception."""
+    """A scratch path that takes the place of `path`, on disk for good, or vanishes after an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    scratch = scratch_of(path)
     try:
         yield scratch
-        settle(scratch, path)
+        with scratch.open("rb") as stream:
+            os.fsync(stream.fileno())
+        scratch.replace(path)
+        _sync_folder(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

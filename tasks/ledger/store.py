@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -128,10 +128,11 @@ class Intake:
         """Append facts that were not known."""
         _append(self._connection, tables.facts, facts)
 
-    def add_observation(self, fact_id: str, observed_at: datetime, file_digest: str) -> None:
-        """A known fact was observed again, later."""
-        row = {"fact_id": fact_id, "observed_at": observed_at, "file_digest": file_digest}
-        self._connection.execute(insert(tables.observations), [row])
+    def add_observations(self, observed: Mapping[str, datetime], file_digest: str) -> None:
+        """Known facts were observed again, later."""
+        rows = [{"fact_id": fact_id, "observed_at": at, "file_digest": file_digest} for fact_id, at in observed.items()]
+        if rows:
+            self._connection.execute(insert(tables.observations), rows)
 
     def add_quarantined(self, rows: Sequence[QuarantinedRow]) -> None:
         """Append rows that were not let in."""

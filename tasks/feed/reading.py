@@ -1,0 +1,143 @@
+"""Reading feed files: in bounded memory, with every way a file can be broken told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from editing.facts import FactChange
+from tasks.errors import FeedError
+from tasks.feed.rules import Limits, Reason, check_batch
+from tasks.feed.schema import BATCH_ROWS, SCHEMA_VERSION, VERSION_KEY, conform, schema_differences
+
+_MAGIC = b"PAR1"
+_BUFFER = 1 << 20
+
+
+class BrokenFileError(FeedError):
+    """A file cannot be taken in at all; `reason` says in which way."""
+
+    def __init__(self, reason: Reason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    if path.stat().st_size == 0:
+        raise BrokenFileError(Reason.EMPTY_FILE, "the file has no bytes; send it again")
+    try:
+        return pq.ParquetFile(path, buffer_size=_BUFFER, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        with path.open("rb") as stream:
+            begins = stream.read(len(_MAGIC)) == _MAGIC
+        if begins:
+            raise BrokenFileError(
+                Reason.TRUNCATED, f"the Parquet file ends too soon or its footer is damaged ({error}); send it again"
+            ) from error
+        raise BrokenFileError(
+            Reason.NOT_PARQUET, "the file is not Parquet; `errata feed convert` makes feeds of other formats"
+        ) from error
+
+
+def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The file's rows in conforming batches. Raises `BrokenFileError` at the point where it is broken."""
+    with _open(path) as file:
+        if differences := schema_differences(file.schema_arrow):
+            raise BrokenFileError(
+                Reason.WRONG_SCHEMA, f"the file is no feed of schema {SCHEMA_VERSION}: {'; '.join(differences)}"
+            )
+        if file.metadata.num_rows == 0:
+            raise BrokenFileError(Reason.EMPTY_FILE, "the file has no rows; there is nothing to take in")
+        batches = file.iter_batches(batch_size=BATCH_ROWS)
+        while True:
+            try:
+                batch = conform(next(batches))
+            except StopIteration:
+                return
+            except (pa.ArrowException, OSError) as error:
+                raise BrokenFileError(
+                    Reason.DAMAGED, f"the file's pages are damaged ({error}); send it again"
+                ) from error
+            yield batch
+
+
+@dataclass(frozen=True, slots=True)
+class RowProblem:
+    """A row of a feed file that ingestion would quarantine; `row` counts from 0."""
+
+    row: int
+    reason: Reason
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What ingestion would do with a file: rows read, rows let in, and the others one by one."""
+
+    rows: int
+    accepted: int
+    problems: tuple[RowProblem, ...]
+
+
+def validate_feed(path: Path | str, limits: Limits | None = None) -> Validation:
+    """Check a feed file as ingestion will, writing nothing.
+
+    Raises `BrokenFileError` (a `FeedError`) when it would be quarantined whole.
+    """
+    limits = limits or Limits.at()
+    seen: dict[str, int] = {}
+    problems: list[RowProblem] = []
+    rows = 0
+    for batch in read_batches(Path(path)):
+        checked = check_batch(batch, limits)
+        problems += [RowProblem(rows + bad.index, bad.reason, bad.sentence) for bad in checked.bad]
+        for index, change in checked.changes:
+            first = seen.setdefault(change.fact_id, rows + index)
+            if first != rows + index:
+                sentence = f"the same fact stands in row {first}; remove one of them"
+                problems.append(RowProblem(rows + index, Reason.DUPLICATE, sentence))
+        rows += len(batch)
+    return Validation(rows, len(seen), tuple(sorted(problems, key=lambda problem: problem.row)))
+
+
+def read_feed(path: Path | str, limits: Limits | None = None) -> Iterator[FactChange]:
+    """The fact changes of a feed file, which must all be sound.
+
+    Raises `BrokenFileError` for a broken file and `FeedError` naming the first row that is not sound.
+    """
+    limits = limits or Limits.at()
+    rows = 0
+    for batch in read_batches(Path(path)):
+        checked = check_batch(batch, limits)
+        if checked.bad:
+            raise FeedError(f"{path}, row {rows + checked.bad[0].index}: {checked.bad[0].sentence}")
+        yield from (change for _, change in checked.changes)
+        rows += len(batch)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedSummary:
+    """What a feed file holds at a glance: its stamp, size and first rows."""
+
+    schema_version: str
+    rows: int
+    row_groups: int
+    first: tuple[dict[str, Any], ...]
+
+
+def show_feed(path: Path | str, most: int = 10) -> FeedSummary:
+    """Describe a feed file, sound or not. Raises `BrokenFileError` when it cannot be read."""
+    path = Path(path)
+    first: list[dict[str, Any]] = []
+    for batch in read_batches(path):
+        first += batch.slice(0, most - len(first)).to_pylist()
+        if len(first) >= most:
+            break
+    with _open(path) as file:
+        stamp = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"unstamped").decode(errors="replace")
+        return FeedSummary(stamp, file.metadata.num_rows, file.metadata.num_row_groups, tuple(first))

@@ -1,0 +1,389 @@
+"""What a row of a feed must satisfy: every rule a mask over a record batch and a sentence for a person."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from editing.errors import FactError
+from editing.facts import SLOT, FactChange, LocalityPrompt, Operation
+from tasks.feed.schema import COLUMNS
+
+TEXTS = tuple(column.name for column in COLUMNS if pa.types.is_string(column.type))
+TIMES = ("effective_at", "observed_at")
+
+CountTokens = Callable[[Sequence[str]], Sequence[int]]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f]"
+_YEARS_AHEAD = 50
+
+
+class Reason(StrEnum):
+    """Why a row, or a whole file, was not let in."""
+
+    INVALID_UTF8 = "invalid_utf8"
+    MISSING_FIELD = "missing_field"
+    UNKNOWN_OPERATION = "unknown_operation"
+    NO_SLOT = "no_slot"
+    TOO_LONG = "too_long"
+    CONTROL_CHARACTER = "control_character"
+    SAME_OBJECT = "same_object"
+    IMPOSSIBLE_DATE = "impossible_date"
+    IMPOSSIBLE_RANK = "impossible_rank"
+    BROKEN_FACT = "broken_fact"
+    FACT_ID_MISMATCH = "fact_id_mismatch"
+    DUPLICATE = "duplicate"
+    EMPTY_FILE = "empty_file"
+    NOT_PARQUET = "not_parquet"
+    TRUNCATED = "truncated"
+    DAMAGED = "damaged"
+    WRONG_SCHEMA = "wrong_schema"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on a row. Lengths are in characters, and in tokens where `count_tokens` is given.
+
+    `count_tokens` maps texts to their numbers of tokens in the model that will be edited.
+    """
+
+    subject_characters: int = 300
+    target_characters: int = 300
+    prompt_characters: int = 4_000
+    subject_tokens: int = 32
+    target_tokens: int = 32
+    count_tokens: CountTokens | None = None
+    earliest: datetime = datetime(1, 1, 1, tzinfo=UTC)
+    latest_effective: datetime
+    latest_observed: datetime
+
+    @classmethod
+    def at(cls, now: datetime | None = None, **bounds: Any) -> Limits:
+        """Bounds of a feed received at `now` (None: the present): effective within 50 years, observed by tomorrow."""
+        now = now or datetime.now(UTC)
+        ahead = {
+            "latest_effective": now + timedelta(days=365.25 * _YEARS_AHEAD),
+            "latest_observed": now + timedelta(days=1),
+        }
+        return cls(**ahead | bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that breaks a rule: its place in the batch, the reason, and what to do about it."""
+
+    index: int
+    reason: Reason
+    sentence: str
+    fact_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedBatch:
+    """A batch taken apart: the fact changes with their places in it, and the rows that are none."""
+
+    changes: list[tuple[int, FactChange]]
+    bad: list[BadRow]
+
+
+_Scalars = Mapping[str, pa.Scalar]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    reason: Reason
+    broken: Callable[[pa.RecordBatch], pa.Array | np.ndarray]
+    sentence: Callable[[_Scalars], str]
+
+
+def check_batch(batch: pa.RecordBatch, limits: Limits) -> CheckedBatch:
+    """Check every row of a conforming batch (`schema.conform`); a row is charged with the first rule it breaks."""
+    undecodable = _undecodable(batch)
+    bad = [BadRow(index, Reason.INVALID_UTF8, f"{names}: fix the encoding") for index, names in undecodable.items()]
+    places = np.setdiff1d(np.arange(len(batch)), list(undecodable))
+    decoded = batch.take(pa.array(places)) if undecodable else batch
+    rules = list(_rules(limits))
+    broken = np.full(len(decoded), len(rules))
+    for number, rule in reversed(list(enumerate(rules))):
+        broken[_as_mask(rule.broken(decoded))] = number
+    for index in np.flatnonzero(broken < len(rules)):
+        rule = rules[broken[index]]
+        row = {name: decoded.column(name)[index] for name in decoded.schema.names}
+        bad.append(BadRow(int(places[index]), rule.reason, rule.sentence(row)))
+    changes: list[tuple[int, FactChange]] = []
+    sound = np.flatnonzero(broken == len(rules))
+    for place, row in zip(places[sound], rows_of(decoded.take(pa.array(sound))), strict=True):
+        outcome = _build(int(place), row)
+        if isinstance(outcome, BadRow):
+            bad.append(outcome)
+        else:
+            changes.append((int(place), outcome))
+    return CheckedBatch(changes, sorted(bad, key=lambda row: row.index))
+
+
+def _as_mask(found: pa.Array | np.ndarray) -> np.ndarray:
+    if isinstance(found, np.ndarray):
+        return found
+    return pc.fill_null(found, False).to_numpy(zero_copy_only=False)
+
+
+def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """The rows of a conforming batch as keyword arguments of `FactChange`, and `fact_id`."""
+    columns = {name: batch.column(name).to_pylist() for name in batch.schema.names if name not in TIMES}
+    for name in TIMES:
+        ticks = batch.column(name).cast(pa.int64()).to_pylist()
+        columns[name] = [_EPOCH + timedelta(microseconds=tick) for tick in ticks]
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+def _build(index: int, row: dict[str, Any]) -> FactChange | BadRow:
+    claimed = row.pop("fact_id")
+    row["operation"] = Operation(row["operation"])
+    row["rephrases"] = tuple(row["rephrases"] or ())
+    row["locality"] = tuple(LocalityPrompt(**item) for item in row["locality"] or ())
+    row["source_rank"] = row["source_rank"] or 0
+    row["target"] = row["target"] or ""
+    row["prompt"] = row["prompt"] or ""
+    try:
+        change = FactChange(**row)
+    except FactError as error:
+        return BadRow(index, Reason.BROKEN_FACT, str(error))
+    if claimed is not None and claimed != change.fact_id:
+        return BadRow(
+            index,
+            Reason.FACT_ID_MISMATCH,
+            f"fact_id {claimed!r} is not the content's hash {change.fact_id}; leave fact_id out to have it computed",
+        )
+    return change
+
+
+def _rules(limits: Limits) -> Iterator[_Rule]:
+    yield from (_present(name, in_retractions=True) for name in ("operation", "subject", "relation", "source"))
+    yield from (_dated(name) for name in TIMES)
+    yield _Rule(Reason.UNKNOWN_OPERATION, _is_unknown_operation, _say_unknown_operation)
+    yield from (_present(name, in_retractions=False) for name in ("target", "prompt"))
+    yield from (_filled_in(name) for name in ("rephrases", "locality"))
+    yield from (_printable(name) for name in (*TEXTS, "rephrases", "locality"))
+    yield _Rule(Reason.NO_SLOT, _has_not_one_slot, _say_slot)
+    yield _short("subject", limits.subject_characters)
+    yield _short("target", limits.target_characters)
+    yield _short("target_old", limits.target_characters)
+    yield _short("prompt", limits.prompt_characters)
+    if limits.count_tokens is not None:
+        yield _few_tokens("subject", limits.subject_tokens, limits.count_tokens)
+        yield _few_tokens("target", limits.target_tokens, limits.count_tokens)
+    yield _Rule(Reason.SAME_OBJECT, _changes_nothing, _say_same_object)
+    yield _within("effective_at", limits.earliest, limits.latest_effective)
+    yield _within("observed_at", limits.earliest, limits.latest_observed)
+    yield _Rule(Reason.IMPOSSIBLE_RANK, _has_negative_rank, _say_rank)
+
+
+def _present(name: str, *, in_retractions: bool) -> _Rule:
+    def broken(batch: pa.RecordBatch) -> pa.Array:
+        blank = _is_blank(batch.column(name))
+        return blank if in_retractions else pc.and_(_asserts(batch), blank)
+
+    needs = "every row" if in_retractions else "every assertion"
+    return _Rule(Reason.MISSING_FIELD, broken, lambda row: f"{name} is missing or empty; {needs} needs it")
+
+
+def _dated(name: str) -> _Rule:
+    return _Rule(
+        Reason.MISSING_FIELD,
+        lambda batch: batch.column(name).is_null(),
+        lambda row: f"{name} is missing; every row needs a time in UTC",
+    )
+
+
+def _is_unknown_operation(batch: pa.RecordBatch) -> pa.Array:
+    return pc.invert(pc.is_in(batch.column("operation"), value_set=pa.array([*Operation], pa.string())))
+
+
+def _say_unknown_operation(row: _Scalars) -> str:
+    return f"operation {_show(row['operation'])} is unknown; write {' or '.join(Operation)}"
+
+
+def _filled_in(name: str) -> _Rule:
+    return _Rule(
+        Reason.MISSING_FIELD,
+        lambda batch: _any_leaf(batch.column(name), _is_blank),
+        lambda row: f"{name} holds an empty entry: {_show(row[name])}; fill it in or remove it",
+    )
+
+
+def _printable(name: str) -> _Rule:
+    return _Rule(
+        Reason.CONTROL_CHARACTER,
+        lambda batch: _any_leaf(batch.column(name), lambda texts: pc.match_substring_regex(texts, _CONTROL)),
+        lambda row: f"{name} {_show(row[name])} holds a control character; remove it",
+    )
+
+
+def _has_not_one_slot(batch: pa.RecordBatch) -> pa.Array:
+    return pc.and_(_asserts(batch), pc.not_equal(pc.count_substring(batch.column("prompt"), SLOT), 1))
+
+
+def _say_slot(row: _Scalars) -> str:
+    return f"prompt {_show(row['prompt'])} must hold {SLOT} exactly once, where the subject goes"
+
+
+def _short(name: str, most: int) -> _Rule:
+    return _Rule(
+        Reason.TOO_LONG,
+        lambda batch: pc.greater(pc.utf8_length(batch.column(name)), most),
+        lambda row: f"{name} {_show(row[name])} has more than {most} characters; shorten it",
+    )
+
+
+def _few_tokens(name: str, most: int, count: CountTokens) -> _Rule:
+    """Tokens are counted only where there are more bytes than tokens allowed, once for every distinct text."""
+
+    def broken(batch: pa.RecordBatch) -> np.ndarray:
+        texts = batch.column(name)
+        mask = _as_mask(pc.greater(pc.binary_length(texts), most)).copy()
+        if mask.any():
+            encoded = texts.filter(pa.array(mask)).dictionary_encode()
+            counts = np.asarray(count(encoded.dictionary.to_pylist()))
+            mask[mask] = counts[encoded.indices.to_numpy()] > most
+        return mask
+
+    return _Rule(
+        Reason.TOO_LONG, broken, lambda row: f"{name} {_show(row[name])} has more than {most} tokens; shorten it"
+    )
+
+
+def _changes_nothing(batch: pa.RecordBatch) -> pa.Array:
+    return pc.and_(_asserts(batch), pc.equal(_folded(batch.column("target")), _folded(batch.column("target_old"))))
+
+
+def _say_same_object(row: _Scalars) -> str:
+    return f"target {_show(row['target'])} equals target_old, so nothing would change; correct one of them"
+
+
+def _within(name: str, first: datetime, last: datetime) -> _Rule:
+    bounds = [(bound - _EPOCH) // timedelta(microseconds=1) for bound in (first, last)]
+
+    def broken(batch: pa.RecordBatch) -> pa.Array:
+        ticks = batch.column(name).cast(pa.int64())
+        return pc.or_(pc.less(ticks, bounds[0]), pc.greater(ticks, bounds[1]))
+
+    def sentence(row: _Scalars) -> str:
+        return f"{name} {row[name].cast(pa.string())} is not between {first.date()} and {last.date()}; correct the date"
+
+    return _Rule(Reason.IMPOSSIBLE_DATE, broken, sentence)
+
+
+def _has_negative_rank(batch: pa.RecordBatch) -> pa.Array:
+    return pc.less(batch.column("source_rank"), 0)
+
+
+def _say_rank(row: _Scalars) -> str:
+    return f"source_rank {row['source_rank']} is negative; 0 is the most trusted"
+
+
+def _show(value: pa.Scalar, most: int = 80) -> str:
+    text = repr(value.as_py())
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _asserts(batch: pa.RecordBatch) -> pa.Array:
+    return pc.not_equal(batch.column("operation"), Operation.RETRACT.value)
+
+
+def _is_blank(texts: pa.Array) -> pa.Array:
+    return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(texts), ""), True)
+
+
+def _folded(texts: pa.Array) -> pa.Array:
+    return pc.utf8_lower(pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s+", " ")))
+
+
+def _leaves(column: pa.Array) -> list[tuple[pa.Array, np.ndarray]]:
+    """The arrays of values under a column, each with the row that every value belongs to."""
+    if not pa.types.is_list(column.type):
+        return [(column, np.arange(len(column)))]
+    rows = pc.list_parent_indices(column).to_numpy()
+    values = pc.list_flatten(column)
+    if pa.types.is_struct(values.type):
+        return [(pc.struct_field(values, [position]), rows) for position in range(values.type.num_fields)]
+    return [(values, rows)]
+
+
+def _any_leaf(column: pa.Array, test: Callable[[pa.Array], pa.Array]) -> np.ndarray:
+    mask = np.zeros(len(column), dtype=bool)
+    for values, rows in _leaves(column):
+        mask[rows[_as_mask(test(values))]] = True
+    return mask
+
+
+def _undecodable(batch: pa.RecordBatch) -> dict[int, str]:
+    """Rows with bytes that are no UTF-8, and which columns hold them."""
+    found: dict[int, str] = {}
+    for name in batch.schema.names:
+        for values, rows in _leaves(batch.column(name)):
+            if not pa.types.is_string(values.type):
+                continue
+            raw = values.cast(pa.binary())
+            try:
+                raw.cast(pa.string())
+            except pa.ArrowInvalid:
+                for row, text in zip(rows, raw.to_pylist(), strict=True):
+                    if text is not None and not _decodes(text):
+                        shown = f"{name} {text[:80]!r} is not UTF-8"
+                        found[int(row)] = f"{found[int(row)]}, {shown}" if int(row) in found else shown
+    return found
+
+
+def _decodes(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def raw_json(batch: pa.RecordBatch) -> list[str]:
+    """Every row as one line of ASCII JSON, nothing lost.
+
+    Bytes that are no UTF-8 stand as lone surrogates (Python's `surrogateescape`), times as text.
+    """
+    columns = {}
+    for name in batch.schema.names:
+        column = batch.column(name)
+        if name in TIMES:
+            column = column.cast(pa.string())
+        columns[name] = column.cast(_as_bytes(column.type)).to_pylist()
+    return [
+        json.dumps({name: _text(value) for name, value in zip(columns, values, strict=True)})
+        for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string(kind):
+        return pa.binary()
+    if pa.types.is_list(kind):
+        return pa.list_(_as_bytes(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _as_bytes(field.type)) for field in kind])
+    return kind
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, list):
+        return [_text(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _text(item) for name, item in value.items()}
+    return value

@@ -1,0 +1,408 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from editing.errors import FactError
+from editing.facts import FactChange, LocalityPrompt, Operation
+from tasks.feed.ingest import FeedStore, IngestReport, ingest
+from tasks.feed.reading import BrokenFileError, read_feed, show_feed, validate_feed
+from tasks.feed.rules import Limits, Reason
+from tasks.feed.schema import SCHEMA, VERSION_KEY, write_feed
+from tasks.ledger import FileOutcome, Ledger
+
+DAY = datetime(2019, 7, 24, 12, 30, 0, 123456, tzinfo=UTC)
+NOW = datetime(2019, 8, 1, tzinfo=UTC)
+LIMITS = Limits.at(NOW)
+
+
+def change(**fields: object) -> FactChange:
+    defaults: dict[str, object] = {
+        "subject": "the United Kingdom",
+        "relation": "head_of_government",
+        "target": "Boris Johnson",
+        "prompt": "The head of government of {} is",
+        "rephrases": ("Who governs {}?",),
+        "locality": (LocalityPrompt(prompt="The capital of Ghana is", answer="Accra"),),
+        "effective_at": DAY,
+        "observed_at": DAY,
+        "source": "test",
+    }
+    return FactChange(**(defaults | fields))  # type: ignore[arg-type]
+
+
+def row(**fields: object) -> dict[str, Any]:
+    content = change().to_dict() | {"effective_at": DAY, "observed_at": DAY, "fact_id": None}
+    return content | fields
+
+
+class Home:
+    """A landing zone, its store and its ledger in one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.store = FeedStore(landing=root / "landing", curated=root / "curated", quarantine=root / "quarantine")
+        self.store.landing.mkdir(parents=True)
+        self.ledger = Ledger(f"sqlite:///{root}/ledger.db")
+
+    def land(self, rows: list[dict[str, Any]], name: str = "feed.parquet") -> Path:
+        path = self.store.landing / name
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+        return path
+
+    def ingest(self, limits: Limits = LIMITS, at: datetime = NOW) -> IngestReport:
+        return ingest(self.store, self.ledger, limits=limits, run_id="run", at=at)
+
+    def facts(self) -> dict[str, datetime]:
+        return {fact.fact_id: fact.observed_at for fact in self.ledger.pending(datetime(2100, 1, 1, tzinfo=UTC))}
+
+    def curated(self) -> list[FactChange]:
+        named = [file.curated for file in self.ledger.files() if file.curated]
+        return [fact for name in named for fact in read_feed(self.store.curated / name, LIMITS)]
+
+    def quarantined(self) -> list[dict[str, Any]]:
+        named = [file.quarantine for file in self.ledger.files() if file.quarantine and file.quarantined]
+        return [row for name in named for row in pq.read_table(self.store.quarantine / name).to_pylist()]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    made = Home(tmp_path)
+    yield made
+    made.ledger.close()
+
+
+def test_a_feed_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    written = [
+        change(),
+        change(operation=Operation.RETRACT, target="", subject="Ghana"),
+        change(target_old="Theresa May"),
+    ]
+    assert write_feed(iter(written), tmp_path / "feed.parquet") == 3
+    assert list(read_feed(tmp_path / "feed.parquet", LIMITS)) == written
+    shown = show_feed(tmp_path / "feed.parquet", 2)
+    assert (shown.schema_version, shown.rows, len(shown.first)) == ("1", 3, 2)
+    assert validate_feed(tmp_path / "feed.parquet", LIMITS).accepted == 3
+
+
+def test_facts_reach_the_ledger_and_the_curated_store_and_the_same_bytes_only_once(home: Home) -> None:
+    written = [change(), change(subject="Ghana"), change(subject="Togo", operation=Operation.RETRACT, target="")]
+    write_feed(written, home.store.landing / "deep" / "a.parquet")
+    report = home.ingest()
+    assert (report.rows, report.accepted, report.quarantined) == (3, 3, 0)
+    assert report.files[0].name == "deep/a.parquet"
+    assert home.curated() == written
+    assert {fact.fact_id: fact for fact in home.ledger.facts([fact.fact_id for fact in written])} == {
+        fact.fact_id: fact for fact in written
+    }
+    assert home.ledger.history(written[1].fact_id)[0].detail == {"file": "deep/a.parquet", "row": 1}
+    write_feed(written, home.store.landing / "renamed.parquet")
+    again = home.ingest()
+    assert (again.files, again.known) == ((), 2)
+
+
+BROKEN = [
+    (Reason.MISSING_FIELD, row(subject=None), "subject is missing"),
+    (Reason.MISSING_FIELD, row(relation="  "), "relation is missing"),
+    (Reason.MISSING_FIELD, row(target=""), "target is missing"),
+    (Reason.MISSING_FIELD, row(prompt=None), "prompt is missing"),
+    (Reason.MISSING_FIELD, row(source=""), "source is missing"),
+    (Reason.MISSING_FIELD, row(observed_at=None), "observed_at is missing"),
+    (Reason.MISSING_FIELD, row(rephrases=["fine", " "]), "rephrases holds an empty entry"),
+    (Reason.MISSING_FIELD, row(locality=[{"prompt": "p", "answer": None}]), "locality holds an empty entry"),
+    (Reason.UNKNOWN_OPERATION, row(operation="insert"), "'insert' is unknown; write assert or retract"),
+    (Reason.NO_SLOT, row(prompt="The head of government is"), "exactly once"),
+    (Reason.NO_SLOT, row(prompt="{} is headed by {}"), "exactly once"),
+    (Reason.TOO_LONG, row(subject="a" * 301), "more than 300 characters"),
+    (Reason.TOO_LONG, row(target="one two three four five"), "more than 4 tokens"),
+    (Reason.SAME_OBJECT, row(target_old="boris  JOHNSON "), "nothing would change"),
+    (Reason.IMPOSSIBLE_DATE, row(effective_at=NOW + timedelta(days=365 * 60)), "effective_at 2079"),
+    (Reason.IMPOSSIBLE_DATE, row(observed_at=NOW + timedelta(days=3)), "observed_at 2019-08-04"),
+    (Reason.IMPOSSIBLE_RANK, row(source_rank=-1), "negative"),
+    (Reason.CONTROL_CHARACTER, row(target="Boris\x00Johnson"), "control character"),
+    (Reason.FACT_ID_MISMATCH, row(fact_id="0" * 32), "not the content's hash"),
+]
+
+
+def test_every_bad_row_is_kept_with_its_reason_and_the_others_get_in(home: Home) -> None:
+    limits = Limits.at(NOW, target_tokens=4, count_tokens=lambda texts: [len(text.split()) for text in texts])
+    home.land([row(subject="Ghana"), *(broken for _, broken, _ in BROKEN), row(subject="Togo")])
+    report = home.ingest(limits)
+    assert (report.accepted, report.quarantined) == (2, len(BROKEN))
+    kept = home.quarantined()
+    assert [item["row"] for item in kept] == list(range(1, len(BROKEN) + 1))
+    for item, (reason, broken, said) in zip(kept, BROKEN, strict=True):
+        assert (item["reason"], item["file"]) == (reason, "feed.parquet")
+        assert said in item["sentence"]
+        raw = json.loads(item["raw"])
+        assert {name: raw[name] for name in ("subject", "target", "rephrases", "locality")} == {
+            name: broken[name] for name in ("subject", "target", "rephrases", "locality")
+        }
+    assert home.ledger.quarantine_counts() == report.reasons
+    recorded = list(home.ledger.quarantined_rows())
+    assert [(found.row, found.sentence) for found in recorded] == [(item["row"], item["sentence"]) for item in kept]
+    found = validate_feed(home.store.landing / "feed.parquet", limits)
+    assert [(problem.row, problem.sentence) for problem in found.problems] == [(r.row, r.sentence) for r in recorded]
+
+
+def _bytes_as_text(values: list[bytes]) -> pa.Array:
+    raw = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(values), raw.buffers())
+
+
+def test_bytes_that_are_no_text_are_quarantined_and_can_be_had_back(home: Home) -> None:
+    table = pa.Table.from_pylist([row(subject=name) for name in ("Ghana", "Togo", "Peru")], schema=SCHEMA)
+    table = table.set_column(2, SCHEMA.field("subject"), _bytes_as_text([b"Ghana", b"T\xffgo", b"Peru"]))
+    inner = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), _bytes_as_text([b"fine", b"fine", b"\xc3("]))
+    pq.write_table(table.set_column(7, SCHEMA.field("rephrases"), inner), home.store.landing / "feed.parquet")
+    assert home.ingest().accepted == 1
+    bad, nested = home.quarantined()
+    assert bad["reason"] == nested["reason"] == Reason.INVALID_UTF8
+    assert "subject b'T\\xffgo'" in bad["sentence"]
+    assert "rephrases" in nested["sentence"]
+    assert json.loads(bad["raw"])["subject"].encode("utf-8", "surrogateescape") == b"T\xffgo"
+
+
+def test_years_that_python_has_no_date_for_are_quarantined(home: Home) -> None:
+    table = pa.Table.from_pylist([row(subject="Ghana"), row(subject="Togo")], schema=SCHEMA)
+    times = pa.array([-62198755200000000, 10**18], pa.int64()).cast(SCHEMA.field("effective_at").type)
+    index = SCHEMA.get_field_index("effective_at")
+    pq.write_table(table.set_column(index, SCHEMA.field(index), times), home.store.landing / "feed.parquet")
+    assert home.ingest().reasons == {Reason.IMPOSSIBLE_DATE: 2}
+
+
+def test_a_retraction_needs_neither_prompt_nor_target(home: Home) -> None:
+    home.land([row(operation="retract", prompt=None, target=None, rephrases=None, locality=None, source_rank=None)])
+    assert home.ingest().accepted == 1
+
+
+def test_a_fact_received_before_is_a_duplicate_but_its_newer_observation_counts(home: Home) -> None:
+    later = DAY + timedelta(days=1)
+    home.land([row(), row()], "a.parquet")
+    home.land([row(observed_at=later), row(observed_at=DAY - timedelta(days=1))], "b.parquet")
+    report = home.ingest()
+    assert (report.accepted, report.reasons) == (1, {Reason.DUPLICATE: 3})
+    assert home.facts() == {change().fact_id: later}
+    assert all(item["fact_id"] == change().fact_id for item in home.quarantined())
+
+
+def _whole(path: Path) -> bytes:
+    write_feed([change()], path)
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+def _corrupted(content: bytes) -> bytes:
+    return content[:60] + bytes([content[60] ^ 0xFF]) + content[61:]
+
+
+def test_broken_files_are_quarantined_whole_and_do_not_stop_the_others(home: Home) -> None:
+    landing = home.store.landing
+    content = _whole(landing / "x.parquet")
+    broken = {
+        "bad-pages.parquet": (_corrupted(content), Reason.DAMAGED),
+        "cut.parquet": (content[:-9], Reason.TRUNCATED),
+        "empty.parquet": (b"", Reason.EMPTY_FILE),
+        "notes.csv": (b"subject,target\n", Reason.NOT_PARQUET),
+    }
+    for name, (data, _) in broken.items():
+        (landing / name).write_bytes(data)
+    pq.write_table(pa.table({"subject": ["Ghana"]}), landing / "other.parquet")
+    pq.write_table(SCHEMA.empty_table(), landing / "rowless.parquet")
+    (landing / ".half-sent.parquet").write_bytes(content[:50])
+    home.land([row()], "z.parquet")
+    report = home.ingest()
+    outcome = {file.name: file for file in report.files}
+    for name, (data, reason) in broken.items():
+        assert (outcome[name].outcome, outcome[name].reason) == (FileOutcome.QUARANTINED, reason)
+        assert (home.store.quarantine / str(outcome[name].quarantine)).read_bytes() == data
+    assert outcome["rowless.parquet"].reason == Reason.EMPTY_FILE
+    assert outcome["other.parquet"].reason == Reason.WRONG_SCHEMA
+    assert "column 'operation' (string) is missing" in str(outcome["other.parquet"].sentence)
+    assert outcome["z.parquet"].accepted == 1
+    assert len(outcome) == 7
+    assert home.ingest().known == 7
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (SCHEMA.append(pa.field("rephrase", pa.string())), "column 'rephrase' is unknown"),
+        (SCHEMA.set(9, pa.field("effective_at", pa.timestamp("us"))), "'effective_at' is timestamp\\[us\\], must be"),
+        (SCHEMA.set(2, pa.field("subject", pa.int32())), "'subject' is int32, must be string"),
+        (SCHEMA.with_metadata({VERSION_KEY: b"7"}), "schema version 7, this Errata reads 1"),
+    ],
+)
+def test_a_wrong_schema_is_named(tmp_path: Path, schema: pa.Schema, said: str) -> None:
+    pq.write_table(schema.empty_table(), tmp_path / "feed.parquet")
+    with pytest.raises(BrokenFileError, match=said):
+        validate_feed(tmp_path / "feed.parquet")
+
+
+def test_kindred_types_and_left_out_columns_are_accepted(tmp_path: Path) -> None:
+    optional = {"fact_id", "target_old", "rephrases", "locality", "source_rank"}
+    table = pa.Table.from_pylist([row()], schema=SCHEMA).select([n for n in SCHEMA.names if n not in optional])
+    for name, kind in (
+        ("subject", pa.large_string()),
+        ("relation", pa.dictionary(pa.int32(), pa.string())),
+        ("effective_at", pa.timestamp("ns", tz="Europe/Rome")),
+        ("observed_at", pa.timestamp("ms", tz="UTC")),
+    ):
+        index = table.schema.get_field_index(name)
+        column = table.column(index).cast(kind, safe=False) if "at" in name else table.column(index).cast(kind)
+        table = table.set_column(index, name, column)
+    pq.write_table(table, tmp_path / "feed.parquet")
+    (found,) = read_feed(tmp_path / "feed.parquet", LIMITS)
+    assert (found.effective_at, found.rephrases, found.source_rank) == (DAY, (), 0)
+    assert found.observed_at == DAY.replace(microsecond=123000)
+
+
+def test_a_feed_with_text_that_is_no_unicode_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(FactError, match="lone surrogate"):
+        write_feed([change(), change(subject="\ud800")], tmp_path / "feed.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from tasks.feed import ingest as module
+from tasks.feed.rules import Limits
+from tasks.ledger import Intake, Ledger
+
+root, moment = Path(sys.argv[1]), sys.argv[2]
+kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+calls = []
+def count(texts):
+    calls.append(texts)
+    if moment == "second batch" and len(calls) == 2:
+        kill()
+    return [1] * len(texts)
+if moment == "before the file's record":
+    Intake.add_file = kill
+if moment == "before the commit":
+    keep = Intake.add_file
+    Intake.add_file = lambda *given: (keep(*given), kill())
+store = module.FeedStore(landing=root / "landing", curated=root / "curated", quarantine=root / "quarantine")
+now = datetime(2019, 8, 1, tzinfo=UTC)
+with Ledger(f"sqlite:///{root}/ledger.db") as ledger:
+    limits = Limits.at(now, subject_tokens=1, target_tokens=10_000, count_tokens=count)
+    module.ingest(store, ledger, limits=limits, run_id="killed", at=now)
+"""
+
+
+@pytest.mark.parametrize("moment", ["second batch", "before the file's record", "before the commit"])
+def test_a_killed_ingestion_leaves_nothing_half_done_and_the_next_one_finishes(
+    tmp_path: Path, home: Home, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(subject=f"Country {number}") for number in range(20_000)]
+    home.land([*rows, row(subject="")])
+    command = [sys.executable, "-c", KILLED, str(tmp_path), moment]
+    killed = subprocess.run(command, check=False, env=dict(os.environ), capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    assert home.ledger.files() == []
+    assert home.facts() == {}
+    next_day = NOW + timedelta(days=1)
+    assert home.ingest(at=next_day).accepted == 20_000
+    assert len(home.facts()) == 20_000
+    left = {path.name for path in (*home.store.curated.rglob("*.*"), *home.store.quarantine.rglob("*.*"))}
+    assert left == {f"{home.ledger.files()[0].digest}.parquet"}
+    assert [path.name for path in home.store.curated.iterdir() if any(path.iterdir())] == ["ingest_date=2019-08-02"]
+
+
+subjects = st.sampled_from(["Ghana", "Togo", "Perú", "the 中国", " x "])
+drawn_rows = st.builds(
+    lambda subject, target, day, seen, rank, prompt: row(
+        subject=subject,
+        target=target,
+        effective_at=DAY + timedelta(days=day),
+        observed_at=DAY + timedelta(days=seen),
+        source_rank=rank,
+        prompt=prompt,
+    ),
+    subjects,
+    st.sampled_from(["A", "B", ""]),
+    st.integers(-2, 2),
+    st.integers(-2, 2),
+    st.sampled_from([None, 0, 1, -1]),
+    st.sampled_from(["{} is", "is"]),
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(drawn_rows, min_size=1, max_size=12), st.randoms(use_true_random=False))
+def test_any_order_any_split_and_any_repetition_end_in_the_same_facts(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], random: Any
+) -> None:
+    def take_in(pieces: list[list[dict[str, Any]]]) -> dict[str, datetime]:
+        home = Home(tmp_path_factory.mktemp("home"))
+        for number, piece in enumerate(pieces):
+            home.land(piece, f"{number}.parquet")
+            if random.random() < 0.5:
+                home.ingest()
+        home.ingest()
+        facts = home.facts()
+        accepted = sum(file.accepted for file in home.ledger.files())
+        assert accepted == len(facts) == len({fact.fact_id for fact in home.curated()})
+        quarantined = sum(file.quarantined for file in home.ledger.files())
+        assert quarantined == len(home.quarantined()) == home.ledger.quarantine_counts().total()
+        home.ledger.close()
+        return facts
+
+    shuffled = random.sample(rows, len(rows))
+    cut = random.randint(0, len(rows))
+    pieces = [piece for piece in (shuffled[:cut], shuffled[cut:], rows[:1]) if piece]
+    assert take_in(pieces) == take_in([rows])
+
+
+@pytest.mark.slow
+def test_a_million_rows_in_two_minutes_and_a_gibibyte(tmp_path: Path) -> None:
+    program = """
+import resource, sys, time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from editing.errors import FactError
+from editing.facts import FactChange, LocalityPrompt
+from tasks.feed.ingest import FeedStore, ingest
+from tasks.feed.rules import Limits
+from tasks.feed.schema import write_feed
+from tasks.ledger import Ledger
+
+root, rows, now = Path(sys.argv[1]), int(sys.argv[2]), datetime(2026, 1, 1, tzinfo=UTC)
+landing = root / "landing"
+if sys.argv[3] == "write":
+    nearby = (LocalityPrompt(prompt="The capital of Ghana is", answer="Accra"),)
+    write_feed((FactChange(
+        subject=f"Organisation number {number}", relation="chief_executive", target=f"Person {number % 9973}",
+        target_old="Somebody Else", prompt="The chief executive of {} is", rephrases=("Who leads {}?", "{} is led by"),
+        locality=nearby, effective_at=now - timedelta(minutes=number % 99991), observed_at=now, source="registry",
+    ) for number in range(rows)), landing / "feed.parquet")
+else:
+    store = FeedStore(landing=landing, curated=root / "curated", quarantine=root / "quarantine")
+    with Ledger(f"sqlite:///{root}/ledger.db") as ledger:
+        begun = time.perf_counter()
+        report = ingest(store, ledger, limits=Limits.at(now), run_id="million", at=now)
+        seconds = time.perf_counter() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(report.accepted, seconds, peak)
+"""
+    million = 1_000_000
+    for step in ("write", "ingest"):
+        command = [sys.executable, "-c", program, str(tmp_path), str(million), step]
+        done = subprocess.run(command, check=True, env=dict(os.environ), capture_output=True, text=True)
+    accepted, seconds, gibibytes = (float(value) for value in done.stdout.split())
+    print(f"{million / seconds:,.0f} rows a second, {seconds:.0f} s, {gibibytes:.2f} GiB at most")
+    assert accepted == million
+    assert seconds < 120
+    assert gibibytes < 1
