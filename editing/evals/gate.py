@@ -43,11 +43,11 @@ class Policy:
 
     def __post_init__(self) -> None:
         margins = [*self.champion_margins.items(), *self.base_margins.items()]
-        for kind, table, low, high in (("floor", self.floors.items(), 0.0, 1.0), ("margin", margins, 0.0, 1.0)):
+        for kind, table in (("floor", list(self.floors.items())), ("margin", margins)):
             for name, value in table:
                 if name.count(".") != 2 or not all(name.split(".")):
                     raise PolicyError(f"{kind} names metric {name!r}; write suite.metric.protocol")
-                if not math.isfinite(value) or not low <= value <= high or (kind == "margin" and value in (0.0, 1.0)):
+                if not 0 <= value <= 1 or (kind == "margin" and value in (0, 1)):
                     raise PolicyError(f"{kind} of {name} is {value}; give a share between 0 and 1")
         for name, value, low, high in (("alpha", self.alpha, 0.0, 0.5), ("power", self.power, 0.5, 1.0)):
             if not low < value < high:
@@ -153,21 +153,15 @@ class Verdict:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """The verdict that `to_dict` wrote."""
-        lists = {
-            "floors": FloorResult,
-            "against_champion": Comparison,
-            "against_base": Comparison,
-            "examples": ItemOutcome,
-        }
-        read = {name: tuple(kind(**row) for row in content[name]) for name, kind in lists.items()}
-        for name in ("against_champion", "against_base"):
-            read[name] = tuple(Comparison(**{**row, "lost_items": tuple(row["lost_items"])}) for row in content[name])
         return cls(
             **{
                 **content,
-                **read,
                 "decision": Decision(content["decision"]),
                 "reasons": tuple(content["reasons"]),
+                "floors": tuple(FloorResult(**row) for row in content["floors"]),
+                "against_champion": tuple(map(_comparison, content["against_champion"])),
+                "against_base": tuple(map(_comparison, content["against_base"])),
+                "examples": tuple(ItemOutcome(**row) for row in content["examples"]),
                 "policy": Policy(**content["policy"]),
             }
         )
@@ -193,6 +187,10 @@ class Verdict:
             lines += [f"| {o.name} | {_cell(o.prompt)} | {_cell(o.expected)} | {_cell(o.got)} |" for o in self.examples]
             lines.append("")
         return "\n".join(lines)
+
+
+def _comparison(row: Mapping[str, Any]) -> Comparison:
+    return Comparison(**{**row, "lost_items": tuple(row["lost_items"])})
 
 
 def _mark(good: bool) -> str:

@@ -190,15 +190,14 @@ class EvalReport:
         head = read_json(folder / REPORT_FILE, SuiteError)
         try:
             rows = pq.read_table(folder / ITEMS_FILE).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise SuiteError(f"{folder / ITEMS_FILE} cannot be read ({error}); evaluate again") from error
-        if head["format"] != REPORT_FORMAT:
-            raise SuiteError(f"report in {folder} has format {head['format']}, this version reads {REPORT_FORMAT}")
-        sealed = head.pop("outcomes_digest")
-        suites = {name: SuiteRecord(**record) for name, record in head.pop("suites").items()}
-        for extra in ("format", "metrics"):
-            del head[extra]
-        report = cls(**head, suites=suites, outcomes=tuple(ItemOutcome(**row) for row in rows))
+            if head.pop("format") != REPORT_FORMAT:
+                raise SuiteError(f"{folder / REPORT_FILE} is not of format {REPORT_FORMAT}; evaluate again")
+            sealed = head.pop("outcomes_digest")
+            suites = {name: SuiteRecord(**record) for name, record in head.pop("suites").items()}
+            del head["metrics"]
+            report = cls(**head, suites=suites, outcomes=tuple(ItemOutcome(**row) for row in rows))
+        except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+            raise SuiteError(f"the report in {folder} cannot be read ({error}); evaluate again") from error
         if report.digest != sealed:
             raise SuiteError(f"{ITEMS_FILE} in {folder} does not match its {REPORT_FILE}; evaluate again")
         return report

@@ -50,7 +50,9 @@ class Scorer:
         progress: Progress | None = None,
     ) -> None:
         self.base, self.state = base, state
-        self.batch_size, self.cache, self.progress = batch_size, cache, progress
+        self.batch_size, self.cache = batch_size, cache
+        self.label = ""  # what is being scored, for the progress report
+        self._report = progress
         self.model_digest = base.fingerprint if state is None else state.digest
         self.dtype = str(base.model.dtype).removeprefix("torch.")
         self.device = base.device.type
@@ -63,7 +65,7 @@ class Scorer:
             return [
                 TeacherForced(tuple(row["target_ids"]), tuple(row["predicted_ids"]), row["logprob"]) for row in found
             ]
-        results = teacher_forced(self.base, prompts, targets, self.batch_size, progress=self.progress)
+        results = teacher_forced(self.base, prompts, targets, self.batch_size, progress=self._progress)
         self._remember(path, [asdict(result) for result in results])
         return results
 
@@ -75,9 +77,13 @@ class Scorer:
         found, path = self._recall("generated", [list(prompts), budget, list(stop)])
         if found is not None:
             return found
-        texts = generate_greedy(self.base, prompts, budget, self.batch_size, stop=stop, progress=self.progress)
+        texts = generate_greedy(self.base, prompts, budget, self.batch_size, stop=stop, progress=self._progress)
         self._remember(path, texts)
         return texts
+
+    def _progress(self, stage: str, done: int, total: int) -> None:
+        if self._report:
+            self._report(f"{self.label} {stage}".lstrip(), done, total)
 
     def _recall(self, protocol: str, requests: list[Any]) -> tuple[list[Any] | None, Path | None]:
         if self.cache is None:

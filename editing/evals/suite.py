@@ -108,6 +108,7 @@ def evaluate(
     for suite in suites:
         if suite.name in records:
             raise SuiteError(f"two suites are named {suite.name!r}; give each its own name")
+        scorer.label = suite.name
         start = time.perf_counter()
         results = suite.score(scorer) if suite.items else []
         records[suite.name] = SuiteRecord(

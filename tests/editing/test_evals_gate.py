@@ -22,6 +22,7 @@ from editing.evals.gate import Decision, Policy, Verdict, decide
 from editing.evals.probes import Probe, ProbeSuite
 from editing.evals.report import EvalReport, ItemOutcome, SuiteRecord
 
+STEADY = settings(max_examples=40, deadline=None)  # a busy machine is no failure
 QUIZ, TASTE = "quiz.accuracy.option_likelihood", "taste.magnitude.likelihood"
 
 
@@ -70,6 +71,7 @@ def report(digest="base", quiz=(), taste=(), **more):
 counts = st.integers(0, 40)
 
 
+@STEADY
 @given(counts, counts)
 def test_mcnemar_is_the_sign_test_on_discordant_items(losses, gains):
     total = losses + gains
@@ -77,6 +79,7 @@ def test_mcnemar_is_the_sign_test_on_discordant_items(losses, gains):
     assert mcnemar(losses, gains) == pytest.approx(expected)
 
 
+@STEADY
 @given(counts, counts, st.integers(0, 300), st.floats(0.005, 0.5))
 def test_tango_orders_as_a_test_must(losses, gains, ties, margin):
     n = losses + gains + ties
@@ -112,6 +115,7 @@ def test_the_tests_keep_their_level():
     assert np.mean([mcnemar(b, c) < 0.05 for b, c, _ in even]) <= 0.05
 
 
+@STEADY
 @given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values):
     adjusted = holm(p_values)
@@ -122,6 +126,7 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values):
     assert adjusted[ranked[0]] == min(1.0, len(p_values) * p_values[ranked[0]])
 
 
+@STEADY
 @given(st.integers(1, 5000), st.floats(0, 0.3), st.floats(0.01, 0.2), st.floats(0.6, 0.95))
 def test_a_detectable_drop_shrinks_with_items_and_grows_with_noise(n, discordance, alpha, power):
     setting = {"alpha": alpha, "power": power}
@@ -300,7 +305,7 @@ def test_an_unmeasured_floor_is_said_and_a_missing_suite_is_an_error():
         judge(20, policy=Policy(floors={"quizz.recall.generated": 0.9}))
 
 
-@settings(max_examples=40)
+@STEADY
 @given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 400))
 def test_a_verdict_is_deterministic_sound_and_round_trips(candidate, champion, base):
     verdict = judge(candidate, champion, base)
