@@ -1,0 +1,183 @@
+"""Published edit data sets, and rows of our own columns, as the fact changes of a feed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from editing.errors import FactError
+from editing.facts import FactChange
+from tasks.errors import FeedError
+from tasks.feed.files import replacing
+from tasks.feed.formats import (
+    FORMATS,
+    Context,
+    ConversionReport,
+    Format,
+    Record,
+    Skipped,
+    SkipRecordError,
+    dyknow_records,
+)
+from tasks.feed.schema import write_feed
+
+_BROKEN = "broken record"
+
+
+def convert_feed(source: str | Path, target: str | Path, **options: Any) -> ConversionReport:
+    """Write what `Conversion(source, **options)` gives as the feed file `target`, all of it or nothing.
+
+    Raises `FeedError` as `Conversion` does, and when no record could be converted.
+    """
+    conversion = Conversion(source, **options)
+    with replacing(Path(target)) as scratch:
+        write_feed(conversion, scratch)
+        if not conversion.report.converted:
+            (reason, count), *_ = conversion.report.skipped_reasons.most_common(1)
+            raise FeedError(f"no record of {source} gives a fact change; {count} times because: {reason}")
+    return conversion.report
+
+
+class Conversion(Iterable[FactChange]):
+    """The fact changes of a data set, one after the other; `report` fills while they are read.
+
+    `source` is a file (JSON, JSON lines, CSV, Parquet), or a folder or hub id that `datasets` loads.
+    `format` is a key of `formats.FORMATS`, recognised by the first record's fields when None. `at`
+    dates changes that carry no date, and is when all were observed (default: the day's beginning in
+    UTC, so that a conversion repeated on one day gives the same facts); `name` and `rank` say who
+    the source is and how far it is trusted. Raises `FeedError` when the source cannot be
+    read, or its format is unknown.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        format: str | None = None,
+        at: datetime | None = None,
+        name: str | None = None,
+        rank: int = 0,
+        split: str = "train",
+        data_files: str | None = None,
+    ) -> None:
+        if format is not None and format not in FORMATS:
+            raise FeedError(f"format {format!r} is unknown; known are {', '.join(FORMATS)}")
+        self.report = ConversionReport()
+        records = _records(source, split, data_files)
+        first = next(records, None)
+        if first is None:
+            raise FeedError(f"{source} holds no records")
+        self.format: Format = FORMATS[format] if format else _recognise(first, source)
+        self._records = chain([first], records)
+        self._context = Context(
+            at=at or datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0),
+            source=name or self.format.source,
+            source_rank=rank,
+            report=self.report,
+        )
+
+    def __iter__(self) -> Iterator[FactChange]:
+        for number, record in enumerate(self._records):
+            self.report.read += 1
+            repaired, left_out = self.report.repaired.copy(), self.report.left_out.copy()
+            try:
+                if _BROKEN in record:
+                    raise SkipRecordError(record[_BROKEN])
+                changes = list(self.format.read(record, self._context))
+            except (SkipRecordError, FactError) as error:
+                reason = str(error)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                reason = f"not a {self.format.name} record ({type(error).__name__}: {error})"
+            else:
+                self.report.converted += len(changes)
+                yield from changes
+                continue
+            self.report.repaired, self.report.left_out = repaired, left_out
+            self.report.skipped.append(Skipped(number, reason))
+
+
+def _recognise(record: Record, source: str | Path) -> Format:
+    matching = [item for item in FORMATS.values() if item.fields <= record.keys()]
+    if not matching:
+        raise FeedError(
+            f"the fields of {source} ({', '.join(record)}) are those of no known format; "
+            f"name one of {', '.join(FORMATS)}"
+        )
+    return max(matching, key=lambda item: len(item.fields))
+
+
+def _records(source: str | Path, split: str, data_files: str | None) -> Iterator[Record]:
+    path = Path(source)
+    readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
+    if not path.is_file():
+        return _data_set(str(source), split, data_files)
+    if path.suffix not in readers:
+        raise FeedError(f"{path} is no {', '.join(readers)} file; rename or convert it first")
+    return _guarded(readers[path.suffix], path)
+
+
+def _guarded(read: Callable[[Path], Iterator[Record]], path: Path) -> Iterator[Record]:
+    try:
+        yield from read(path)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error, pa.ArrowException) as error:
+        raise FeedError(f"{path} cannot be read: {error}") from error
+
+
+def _json(path: Path) -> Iterator[Record]:
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
+    if isinstance(content, dict):
+        return dyknow_records(content) if _is_dyknow(content) else iter([content])
+    if not isinstance(content, list):
+        raise FeedError(f"{path} holds a single {type(content).__name__}; a list of records is needed")
+    return map(_object, content)
+
+
+def _object(record: Any) -> Record:
+    return record if isinstance(record, dict) else {_BROKEN: f"the record is no JSON object: {record!r:.60}"}
+
+
+def _is_dyknow(content: dict[str, Any]) -> bool:
+    inner = next(iter(content.values()), None)
+    return all(isinstance(domain, dict) for domain in content.values()) and '"questions"' in json.dumps(inner)
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for line in lines:
+            if line.strip():
+                try:
+                    yield _object(json.loads(line))
+                except json.JSONDecodeError as error:
+                    yield {_BROKEN: f"the line is no JSON ({error})"}
+
+
+def _csv(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        for row in csv.DictReader(lines):
+            if None in row or None in row.values():
+                yield {_BROKEN: "the line has more or fewer cells than the header"}
+            else:
+                yield row
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1024):
+            yield from batch.to_pylist()
+
+
+def _data_set(name: str, split: str, data_files: str | None) -> Iterator[Record]:
+    import datasets
+
+    try:
+        yield from datasets.load_dataset(name, data_files=data_files, split=split, streaming=True)
+    except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        raise FeedError(f"{name} is neither a file nor a data set that can be loaded: {error}") from error

@@ -1,0 +1,303 @@
+import csv
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from editing.facts import FactChange, LocalityPrompt, Operation
+from tasks.errors import FeedError
+from tasks.feed.convert import Conversion, convert_feed
+from tasks.feed.reading import read_feed, validate_feed
+from tasks.feed.schema import COLUMNS
+
+AT = datetime(2020, 1, 1, tzinfo=UTC)
+DATA = Path(os.environ.get("ERRATA_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+
+def convert(path: Path, records: Any, **options: Any) -> tuple[list[FactChange], Conversion]:
+    source = path / "records.json"
+    source.write_text(json.dumps(records), encoding="utf-8")
+    conversion = Conversion(source, at=AT, **options)
+    return list(conversion), conversion
+
+
+def test_zsre_in_mend_fields_with_easyedit_portability(tmp_path: Path) -> None:
+    record = {
+        "subject": "Le Point",
+        "src": "What language is Le Point written in?",
+        "pred": "French",
+        "rephrase": "In which language does le point come out?",
+        "alt": " Pointe-French",
+        "answers": ["French"],
+        "loc": "nq question: who sang la vie en rose",
+        "loc_ans": "Édith Piaf",
+        "cond": "French >> Pointe-French || ...",
+        "portability": {"Recalled Relation": "...", "New Question": "...", "New Answer": "..."},
+    }
+    known = record | {"alt": "french"}
+    (change,), conversion = convert(tmp_path, [record, known, record | {"alt": ""}])
+    assert change.target == "Pointe-French"
+    assert change.target_old == "French"
+    assert change.prompt == change.relation == "What language is {} written in?"
+    assert change.rephrases == ("In which language does {} come out?",)
+    assert change.locality == (LocalityPrompt(prompt="who sang la vie en rose", answer="Édith Piaf"),)
+    assert (change.source, change.effective_at, change.observed_at) == ("ZsRE", AT, AT)
+    report = conversion.report
+    assert (report.read, report.converted) == (3, 1)
+    assert report.repaired["stray spaces"] == report.repaired["'nq question: ' removed"] == 1
+    assert report.repaired["subject written differently in prompt"] == 1
+    assert report.left_out == {"field 'portability'": 1}
+    assert [(skip.record, skip.reason) for skip in report.skipped] == [
+        (1, "target is the old object already"),
+        (2, "target is empty"),
+    ]
+
+
+def test_counterfact_as_rome_publishes_it(tmp_path: Path) -> None:
+    record = {
+        "case_id": 0,
+        "pararel_idx": 1,
+        "requested_rewrite": {
+            "prompt": "The mother tongue of {} is",
+            "relation_id": "P103",
+            "target_new": {"str": "English", "id": "Q1860"},
+            "target_true": {"str": "French", "id": "Q150"},
+            "subject": "Danielle Darrieux",
+        },
+        "paraphrase_prompts": ["Shayna does this. Danielle Darrieux, a native", "A native of, Danielle Darrieux spoke"],
+        "neighborhood_prompts": ["The mother tongue of Léon Blum is", "The native language of Montesquieu is"],
+        "attribute_prompts": ["x"],
+        "generation_prompts": ["y"],
+    }
+    (change,), conversion = convert(tmp_path, [record])
+    assert change.key == ("danielle darrieux", "p103")
+    assert (change.prompt, change.target, change.target_old) == ("The mother tongue of {} is", "English", "French")
+    assert change.rephrases == ("Shayna does this. {}, a native", "A native of, {} spoke")
+    assert change.locality[0] == LocalityPrompt(prompt="The mother tongue of Léon Blum is", answer="French")
+    assert conversion.report.left_out == {"field 'attribute_prompts'": 1, "field 'generation_prompts'": 1}
+
+
+def test_counterfact_in_flat_fields(tmp_path: Path) -> None:
+    record = {
+        "case_id": 2,
+        "prompt": "Toko Yasuda, the",
+        "target_new": "piano",
+        "subject": "Toko Yasuda",
+        "ground_truth": "guitar",
+        "rephrase_prompt": "Toko Yasuda is incredible at",
+        "locality_prompt": "John Lennon performs on the",
+        "locality_ground_truth": "guitar",
+    }
+    (change,), conversion = convert(tmp_path, [record, record | {"subject": "Someone Else"}])
+    assert (change.prompt, change.target_old) == ("{}, the", "guitar")
+    assert change.locality == (LocalityPrompt(prompt="John Lennon performs on the", answer="guitar"),)
+    assert conversion.report.skipped_reasons == {"subject is not in the prompt": 1}
+
+
+def test_knowedit_fields_of_recent_facts_and_of_zsre(tmp_path: Path) -> None:
+    recent = {
+        "subject": "Alfhild Tamm",
+        "prompt": "The gender of Alfhild Tamm is",
+        "target_new": "female",
+        "portability": {"Reasoning": [{"prompt": "p", "ground_truth": [["a"]]}]},
+        "locality": {
+            "Relation_Specificity": [{"prompt": "Alfhild Tamm was born in", "ground_truth": [[], ["Tveta", "T"]]}],
+            "Forgetfulness": [{"prompt": "nobody knows", "ground_truth": []}],
+        },
+    }
+    zsre = {
+        "subject": "IAAF Combined Events Challenge",
+        "target_new": "decathlon",
+        "prompt": "Which sport does the IAAF Combined Events Challenge belong to?",
+        "ground_truth": ["athletics"],
+        "rephrase_prompt": "What sport is IAAF Combined Events Challenge?",
+        "cond": "...",
+        "locality": {"Relation_Specificity": [{"prompt": "q", "ground_truth": ["an answer"]}]},
+        "portability": None,
+    }
+    (first, second), conversion = convert(tmp_path, [recent, zsre])
+    assert conversion.format.name == "knowedit"
+    assert first.locality == (LocalityPrompt(prompt="Alfhild Tamm was born in", answer="Tveta"),)
+    assert first.target_old is None
+    assert second.rephrases == ("What sport is {}?",)
+    assert (second.target_old, second.locality[0].answer) == ("athletics", "an answer")
+    assert conversion.report.left_out == {"field 'portability'": 1, "locality prompt without an answer": 1}
+
+
+def test_the_edits_of_a_conflict_follow_each_other(tmp_path: Path) -> None:
+    def edit(old: str, new: str) -> dict[str, Any]:
+        return {
+            "relation": {
+                "id": "P22",
+                "prompt": "The father of {} is",
+                "query": "Who is the father of {}?",
+                "label": "f",
+            },
+            "subject": {"id": "Q1", "label": "Thomas Jensen"},
+            "object": {"id": "Q2", "label": old},
+            "new_object": {"id": "Q3", "label": new},
+        }
+
+    (first, second), _ = convert(
+        tmp_path, [{"triples": [], "type": "coverage", "edits": [edit("A", "B"), edit("B", "C")]}]
+    )
+    assert first.key == second.key
+    assert second.effective_at - first.effective_at == timedelta(seconds=1)
+    assert (second.target_old, second.target, second.rephrases) == ("B", "C", ("Who is the father of {}?",))
+
+
+def test_dyknow_becomes_a_dated_history(tmp_path: Path) -> None:
+    content = {
+        "countries_byGDP": {
+            "Ghana": {
+                "President of Ghana": {
+                    "questions": {
+                        "generic": "The head of state in Ghana is",
+                        "rephrased_1": "The Ghanaian president is",
+                    },
+                    "answers": [
+                        "Nana Akufo-Addo |S: +2017-01-07T00:00:00Z",
+                        "John Mahama |S: +2012-07-24T00:00:00Z |E: +2017-01-07T00:00:00Z",
+                        "John Mahama |S: +2013-00-00T00:00:00Z |E: +2017-01-07T00:00:00Z",
+                        "Nobody |E: +1936-01-20T00:00:00Z",
+                    ],
+                }
+            }
+        },
+        "athletes_byPayment": {
+            "Retired Player": {
+                "questions": {"generic": "The current team of Retired Player is"},
+                "answers": [
+                    "Club |S: +2003-00-00T00:00:00Z |E: +2009-05-00T00:00:00Z",
+                    "Utopia national football team |S: +2003-00-00T00:00:00Z |P: +2021-06-27T00:00:00Z",
+                ],
+            }
+        },
+    }
+    (mahama, akufo, club, retired), conversion = convert(tmp_path, content)
+    assert (mahama.target, mahama.effective_at) == ("John Mahama", datetime(2012, 7, 24, tzinfo=UTC))
+    assert (akufo.target, akufo.target_old, akufo.relation) == ("Nana Akufo-Addo", "John Mahama", "President of Ghana")
+    assert akufo.rephrases == ("The Ghanaian president is",)
+    assert (club.target, club.effective_at, club.relation) == ("Club", datetime(2003, 1, 1, tzinfo=UTC), "team")
+    assert (retired.operation, retired.target) == (Operation.RETRACT, "Club")
+    assert retired.effective_at == datetime(2009, 5, 1, tzinfo=UTC)
+    assert conversion.report.repaired["consecutive holders of one name joined"] == 1
+    assert conversion.report.left_out == {"holder without a start": 1, "national team": 1}
+
+
+ROW = {
+    "subject": "Ghana",
+    "relation": "capital",
+    "target": "Accra",
+    "prompt": "The capital of Ghana is",
+    "rephrases": '["{} is governed from"]',
+    "locality": '[{"prompt": "The capital of Togo is", "answer": "Lomé"}]',
+    "effective_at": "2019-07-24T02:00:00+02:00",
+    "source": "gazette",
+    "source_rank": "2",
+}
+
+
+def test_rows_of_our_own_columns_from_csv_and_json_lines(tmp_path: Path) -> None:
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ROW)
+        writer.writeheader()
+        writer.writerow(ROW)
+        file.write("too,few\n")
+    lines = [json.dumps(ROW | {"rephrases": ["{} is governed from"], "effective_at": "2019-07-24"}), "{", "[1]"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    from_csv, from_lines = (Conversion(tmp_path / name, at=AT) for name in ("rows.csv", "rows.jsonl"))
+    (first,), (second,) = list(from_csv), list(from_lines)
+    assert first.fact_id == second.fact_id
+    assert first.prompt == "The capital of {} is"
+    assert first.effective_at == datetime(2019, 7, 24, tzinfo=UTC)
+    assert (first.observed_at, first.source, first.source_rank) == (AT, "gazette", 2)
+    assert from_lines.report.repaired["effective_at without a zone, took UTC"] == 1
+    assert len(from_csv.report.skipped) == 1
+    assert [skip.record for skip in from_lines.report.skipped] == [1, 2]
+
+
+def test_a_feed_converts_into_itself(tmp_path: Path) -> None:
+    changes, _ = convert(
+        tmp_path, [ROW | {"rephrases": [], "locality": []}, ROW | {"operation": "retract", "locality": "[]"}]
+    )
+    convert_feed(tmp_path / "records.json", tmp_path / "feed.parquet", at=AT)
+    assert list(Conversion(tmp_path / "feed.parquet")) == changes == list(read_feed(tmp_path / "feed.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"operation": "insert"}, "insert"),
+        ({"prompt": "no slot"}, "0 subject slots"),
+        ({"rephrases": "{}"}, "JSON array"),
+        ({"effective_at": "yesterday"}, "yesterday"),
+        ({"fact_id": "1"}, "content's hash"),
+        ({"objct": "x"}, "column 'objct' is unknown"),
+        ({"target": "\ud800"}, "lone surrogate"),
+    ],
+)
+def test_a_row_that_cannot_be_one_is_skipped_with_its_reason(tmp_path: Path, broken: dict[str, str], said: str) -> None:
+    changes, conversion = convert(tmp_path, [ROW | broken])
+    assert not changes
+    assert said in conversion.report.skipped[0].reason
+
+
+def test_what_cannot_be_converted_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FeedError, match="known are zsre-mend"):
+        Conversion(tmp_path, format="zsre")
+    with pytest.raises(FeedError, match="neither a file nor a data set"):
+        Conversion("nobody/has-this-data-set")
+    with pytest.raises(FeedError, match="no known format; name one of zsre-mend"):
+        convert(tmp_path, [{"question": "?"}])
+    with pytest.raises(FeedError, match="no records"):
+        convert(tmp_path, [])
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(FeedError, match=r"broken\.json cannot be read"):
+        Conversion(tmp_path / "broken.json")
+    (tmp_path / "rows.json").write_text(json.dumps([ROW | {"prompt": "none"}]))
+    with pytest.raises(FeedError, match="1 times because: prompt 'none'"):
+        convert_feed(tmp_path / "rows.json", tmp_path / "feed.parquet")
+    assert not (tmp_path / "feed.parquet").exists()
+
+
+def test_a_data_set_in_the_hubs_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "hub" / "counterfact"
+    (folder / "data").mkdir(parents=True)
+    record = {"subject": "Peru", "prompt": "Peru is in", "target_new": "Asia", "ground_truth": "South America"}
+    (folder / "data" / "train-00000-of-00001.jsonl").write_text(json.dumps(record) + "\n")
+    (change,) = Conversion(str(folder), at=AT, name="mirror", rank=3)
+    assert (change.target_old, change.source, change.source_rank) == ("South America", "mirror", 3)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"the development data is not at {DATA}; set ERRATA_DATA")
+@pytest.mark.parametrize(
+    ("path", "form", "converted", "skipped"),
+    [
+        ("counterfact/counterfact-train-3000.json", "counterfact-easyedit", 3000, 0),
+        ("zsre/zsre_mend_train-1k.json", "zsre-mend", 977, 23),
+        ("conflicts/conflictedit_coverage_300.json", "conflictedit", 600, 0),
+        ("conflicts/conflictedit_reverse_300.json", "conflictedit", 600, 0),
+        ("recent/knowedit_wiki_recent_train.json", "knowedit", 570, 0),
+        ("dyknow/dyknow_grc_generated.json", "dyknow", None, 0),
+    ],
+)
+def test_published_files_become_feeds_that_ingestion_accepts(
+    tmp_path: Path, path: str, form: str, converted: int | None, skipped: int
+) -> None:
+    report = convert_feed(DATA / path, tmp_path / "feed.parquet", format=form, at=AT)
+    assert report.converted == (converted or report.converted)
+    assert len(report.skipped) == skipped
+    found = validate_feed(tmp_path / "feed.parquet")
+    assert (found.rows, found.problems) == (report.converted, ())
+
+
+def test_the_readme_documents_every_column() -> None:
+    text = (Path(__file__).resolve().parents[2] / "tasks" / "feed" / "README.md").read_text(encoding="utf-8")
+    for column in COLUMNS:
+        needed = "yes" if column.required else "no"
+        assert f"| `{column.name}` | `{column.type}` | {needed} | {column.meaning} |" in text
