@@ -38,3 +38,7 @@ class SuiteError(EditingError, ValueError):
 
 class PolicyError(EditingError, ValueError):
     """A gate policy contradicts itself or cannot be decided on the data given."""
+
+
+class ConfigError(EditingError, ValueError):
+    """A method's configuration names an unknown setting or contradicts itself."""

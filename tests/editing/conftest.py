@@ -1,13 +1,16 @@
 """Tiny random models of every supported architecture, and a tokenizer that any text round trips through."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from editing.facts import FactChange
 from editing.models import BaseModel, wrap_model
 
 TEXTS = [
@@ -53,7 +56,7 @@ def build_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>")
 
 
-def build_base(model_type: str = "gpt2", *, seed: int = 0, spread: float = 0.08) -> BaseModel:
+def build_base(model_type: str = "gpt2", *, seed: int = 0, spread: float = 0.15) -> BaseModel:
     """A random model of `model_type` whose weights are wide enough that tokens differ."""
     tokenizer = build_tokenizer(bos=model_type in ("llama", "mistral", "gemma"))
     config = AutoConfig.for_model(
@@ -80,3 +83,22 @@ def tiny_base() -> Callable[..., BaseModel]:
 @pytest.fixture(scope="session")
 def corpus() -> list[str]:
     return TEXTS
+
+
+@pytest.fixture(scope="session")
+def fact() -> Callable[..., FactChange]:
+    """`fact(subject, target, relation, prompt, **more)`: an assertion with dates and source filled in."""
+
+    def make(
+        subject: str, target: str, relation: str = "mayor", prompt: str = "The mayor of {} is", **more: Any
+    ) -> FactChange:
+        noon = datetime(2020, 1, 1, 12, tzinfo=UTC)
+        return FactChange(
+            **{"effective_at": noon, "observed_at": noon, "source": "gazette", **more},
+            subject=subject,
+            target=target,
+            relation=relation,
+            prompt=prompt,
+        )
+
+    return make

@@ -1,0 +1,1 @@
+"""Benchmarks of the methods, as library functions that return their figures."""

@@ -1,0 +1,106 @@
+"""The settings of CoachHooK, all of which are part of the artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal, get_args
+
+from editing.errors import ConfigError
+
+Scope = Literal["calibrated", "sequence", "always"]
+Texts = Literal["prompt", "rephrases"]
+
+CANARY_TEXT = (
+    "The town lies on a river between two hills. Its market opens at eight every morning, and most people who "
+    "live there work in the fields or on the boats. In winter the road over the pass is closed for some weeks."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoachHookConfig:
+    """Settings of CoachHooK (arXiv 2403.05330); each field's help text is its annotation.
+
+    Raises `ConfigError` at construction for values that contradict each other.
+    """
+
+    layers: Annotated[tuple[int, ...], "edited layers, ascending; the paper: 13-17 of GPT-2 XL's 48"]
+    scope: Annotated[
+        Scope,
+        "tokens that take the hook's weights: calibrated (score against a fixed background), "
+        "sequence (the paper's z-score along the prompt) or always",
+    ] = "calibrated"
+    accumulate: Annotated[bool, "add each batch's keys to the second moment; without it, sequential MEMIT"] = True
+    moment_weight: Annotated[float, "lambda, the weight of C0 against edited keys; the paper: 15000-20000"] = 1.0
+    moment_ridge: Annotated[
+        float,
+        "added to C0's diagonal, as a fraction of its mean, for units that never fire",
+    ] = 1e-5
+    max_condition: Annotated[float, "a batch whose system has a larger condition estimate is refused"] = 1e12
+    contexts: Annotated[tuple[str, ...], "texts put before a prompt; keys and losses are averaged over them"] = ("",)
+    optimise_over: Annotated[Texts, "optimise targets over the edit prompt, or over its rephrases as well"] = "prompt"
+    max_steps: Annotated[int, "Adam steps per target at most"] = 100
+    learning_rate: Annotated[float, "step per coordinate as a fraction of |h| / sqrt(width)"] = 0.1
+    stop_loss: Annotated[float, "nats: a subject is done when each fact's loss and its preservation are below"] = 0.05
+    clamp: Annotated[float, "largest |delta| as a fraction of |h|"] = 0.75
+    weight_decay: Annotated[float, "weight of |delta| / |h|^2 in the objective"] = 0.5
+    essence_prompt: Annotated[str, "prompt on which the subject's own distribution is held"] = "{} is a"
+    kl_factor: Annotated[float, "weight of the KL divergence on the essence prompt"] = 0.0625
+    preservation: Annotated[float, "weight of the KL divergence on the subject's locality prompts"] = 1.0
+    sequence_alpha: Annotated[float, "threshold of the sequence scope before the first batch, in z-scores"] = 2.2
+    background_quantile: Annotated[float, "quantile of background scores that a calibrated threshold starts from"] = 0.8
+    alpha_weight: Annotated[
+        float,
+        "0: threshold at that quantile; 1: at the lowest edited key; between: geometric",
+    ] = 0.0
+    alpha_over: Annotated[Texts, "edited keys that bound a calibrated threshold: of the prompt, or all"] = "rephrases"
+    alpha_margin: Annotated[float, "how far, relatively, a threshold stays below the lowest edited score"] = 1e-3
+    memory_mib: Annotated[int, "memory that one micro-batch of target optimisation may plan for, in MiB"] = 2048
+    canary_text: Annotated[str, "text whose perplexity is recorded after each batch"] = CANARY_TEXT
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "contexts"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise ConfigError(f"layers {self.layers} must name at least one layer, ascending and without repeats")
+        if not self.contexts:
+            raise ConfigError('contexts is empty; use [""] for the bare prompt')
+        for name, kind in (("scope", Scope), ("optimise_over", Texts), ("alpha_over", Texts)):
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; use one of {', '.join(get_args(kind))}")
+        for name, low, high in _RANGES:
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} {getattr(self, name)} is outside {low} to {high}")
+        if self.essence_prompt.count("{}") != 1:
+            raise ConfigError(f"essence_prompt {self.essence_prompt!r} must have exactly one {{}} for the subject")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` is the inverse."""
+        content = asdict(self)
+        return {**content, "layers": list(self.layers), "contexts": list(self.contexts)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> CoachHookConfig:
+        """The config with these settings. Raises `ConfigError` for a setting that does not exist."""
+        known = {item.name for item in fields(cls)}
+        if unknown := sorted(set(content) - known):
+            raise ConfigError(f"CoachHooK has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        return cls(**content)
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("moment_weight", 1e-12, 1e12),
+    ("moment_ridge", 0.0, 1.0),
+    ("max_condition", 1.0, 1e16),
+    ("max_steps", 1, 100_000),
+    ("learning_rate", 1e-6, 100.0),
+    ("stop_loss", 0.0, 100.0),
+    ("clamp", 1e-6, 100.0),
+    ("weight_decay", 0.0, 1e6),
+    ("kl_factor", 0.0, 1e6),
+    ("preservation", 0.0, 1e6),
+    ("background_quantile", 0.0, 1.0),
+    ("alpha_weight", 0.0, 1.0),
+    ("alpha_margin", 0.0, 0.5),
+    ("memory_mib", 1, 10_000_000),
+)

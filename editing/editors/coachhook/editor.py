@@ -1,0 +1,314 @@
+"""CoachHooK as an editor: consecutive batches, hooks, retraction by replay.
+
+"Consecutive Batch Model Editing with HooK Layers" (arXiv 2403.05330) on top of MEMIT's closed form
+(arXiv 2210.07229).
+
+Shapes: N lookup contexts, D model width, F inner width of the MLP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editing.editors.base import AppliedBatch, FactOutcome, Progress
+from editing.editors.coachhook import artifact
+from editing.editors.coachhook.config import CoachHookConfig
+from editing.editors.coachhook.prompts import Context, Group, make_groups
+from editing.editors.coachhook.scope import (
+    Hooks,
+    ScopeDecision,
+    background_scale,
+    calibrated_threshold,
+    sequence_scores,
+)
+from editing.editors.coachhook.solve import solve_update
+from editing.editors.coachhook.state import METHOD, BatchRecord, CoachHookState, LayerState, SubjectTarget
+from editing.editors.coachhook.targets import optimise_targets
+from editing.errors import EditRefusedError, StateError
+from editing.facts import EditBatch, FactChange
+from editing.models import BaseModel
+from editing.models.trace import inputs_of, output_of
+from editing.statistics import SecondMoments
+from editing.tokenisation import encode_prompts, pad, padding_id
+
+ROWS_PER_PASS = 64
+
+
+class CoachHook:
+    """The editor; see `editing.editors.base.Editor` for what each verb promises."""
+
+    method = METHOD
+
+    def start(
+        self, base: BaseModel, config: CoachHookConfig | Mapping[str, Any], statistics: SecondMoments | None
+    ) -> CoachHookState:
+        """The state before the first batch: the hook's weights are the base's, `C = lambda C0`.
+
+        Raises `StatisticsError` when the statistics do not serve this base and these layers, and
+        `ConfigError` or `ModelError` when the config does not.
+        """
+        if not isinstance(config, CoachHookConfig):
+            config = CoachHookConfig.from_dict(config)
+        if statistics is None:
+            raise StateError("CoachHooK needs second-moment statistics; run compute_second_moments for its layers")
+        statistics.require(base, config.layers)
+        layers = {}
+        for layer in config.layers:
+            weight_DF = base.down_weight(layer).cpu()
+            moment_FF = statistics.moments[layer].double()
+            ridge = config.moment_ridge * float(moment_FF.diagonal().mean())
+            moment_FF = config.moment_weight * (moment_FF + ridge * torch.eye(len(moment_FF), dtype=torch.float64))
+            alpha = config.sequence_alpha if config.scope == "sequence" else math.inf
+            layers[layer] = LayerState(weight_DF, moment_FF.float(), torch.zeros(0, weight_DF.shape[1]), alpha, 0.0)
+        return CoachHookState(
+            config=config,
+            model_id=base.model_id,
+            revision=base.revision,
+            base_fingerprint=base.fingerprint,
+            tokenizer_hash=base.tokenizer_hash,
+            statistics_key=statistics.key,
+            parent=None,
+            batches=(),
+            key_texts=(),
+            layers=layers,
+            statistics=statistics,
+        )
+
+    def apply(
+        self, base: BaseModel, state: CoachHookState, batch: EditBatch, *, progress: Progress | None = None
+    ) -> AppliedBatch:
+        """The state with the batch's facts, the outcome of each in batch order, and the canaries.
+
+        Raises `EditRefusedError` for a batch that would leave an ill-conditioned or non-finite state;
+        `state` itself never changes.
+        """
+        after = _extend(base, state, batch.facts, {}, progress)
+        targets = {fact_id: target for target in after.batches[-1].targets for fact_id in target.fact_ids}
+        outcomes = []
+        for fact in batch.facts:
+            target = targets[fact.fact_id]
+            loss = target.losses[target.fact_ids.index(fact.fact_id)]
+            outcomes.append(FactOutcome(fact.fact_id, loss < state.config.stop_loss, loss))
+        return AppliedBatch(after, tuple(outcomes), _canaries(base, after))
+
+    def retract(
+        self, base: BaseModel, state: CoachHookState, fact_ids: Sequence[str], *, progress: Progress | None = None
+    ) -> CoachHookState:
+        """The state as if these facts had never been applied; an older fact that one superseded holds again.
+
+        The closed-form solves are replayed from the first batch with the targets kept in the state.
+        Only the targets of the retracted facts' own subjects are optimised again, from the batch of
+        the retraction on, since they were made for all facts of the subject together. Raises
+        `StateError` for an id that the state does not hold.
+        """
+        state.require_base(base)
+        gone = set(fact_ids)
+        applied = {fact.fact_id for record in state.batches for fact in record.facts}
+        if missing := sorted(gone - applied):
+            raise StateError(f"facts {', '.join(missing)} are not in the state {state.digest[:12]}; nothing to retract")
+        replayed = self.start(base, state.config, state.require_statistics())
+        reopened: set[str] = set()
+        for done, record in enumerate(state.batches):
+            if progress is not None:
+                progress("replay", done, len(state.batches))
+            reopened |= {fact.key.subject for fact in record.facts if fact.fact_id in gone}
+            facts = [fact for fact in record.facts if fact.fact_id not in gone]
+            kept = {target.subject: target for target in record.targets if target.subject not in reopened}
+            if facts:
+                replayed = _extend(base, replayed, facts, kept, progress)
+        return replace(replayed, parent=state.digest)
+
+    def attach(
+        self, base: BaseModel, state: CoachHookState, *, decisions: list[ScopeDecision] | None = None
+    ) -> AbstractContextManager[Any]:
+        """Inside it `base.model` is the edited model; `decisions` collects each hook's scores and choices.
+
+        With the `sequence` scope, say where the answer starts with `continuation_from` wherever prompt
+        and answer pass through the model together; beam search is not supported by it.
+        """
+        state.require_base(base)
+        return Hooks(base, state.layers, state.config, decisions)
+
+    def save(self, state: CoachHookState, folder: Path) -> str:
+        """Write `state.json`, `state.safetensors` and a README; returns the digest."""
+        return artifact.save(state, folder)
+
+    def load(self, folder: Path, base: BaseModel, statistics: SecondMoments | None = None) -> CoachHookState:
+        """Read and verify a state; without statistics it can be served, not extended."""
+        return artifact.load(folder, base, statistics)
+
+
+@torch.no_grad()
+def _at_lookup(
+    contexts: Sequence[Context], base: BaseModel, states: Callable[..., Tensor], module: torch.nn.Module
+) -> Tensor:
+    """What `states` (an input or output of `module`) is at the contexts' lookup tokens, `[N, ...]` float32."""
+    parts = []
+    for begin in range(0, len(contexts), ROWS_PER_PASS):
+        chunk = contexts[begin : begin + ROWS_PER_PASS]
+        ids, mask = pad([context.ids for context in chunk], padding_id(base.tokenizer), side="right")
+        seen = states(
+            base.model.base_model,
+            module,
+            input_ids=ids.to(base.device),
+            attention_mask=mask.to(base.device),
+            use_cache=False,
+        )
+        at = torch.tensor([context.lookup for context in chunk], device=seen.device)
+        parts.append(seen[torch.arange(len(chunk), device=seen.device), at].float())
+    return torch.cat(parts)
+
+
+def _extend(
+    base: BaseModel,
+    state: CoachHookState,
+    facts: Sequence[FactChange],
+    kept: Mapping[str, SubjectTarget],
+    progress: Progress | None,
+) -> CoachHookState:
+    """One batch: targets (those of subjects in `kept` as they are), then each layer's solve and threshold."""
+    state.require_base(base)
+    statistics, config = state.require_statistics(), state.config
+    groups = make_groups(base.tokenizer, facts, state.facts, config)
+    columns = [column for group in groups for column in group.columns]
+    bare = [column.bare for column in columns]
+    prefixed = [context for column in columns for context in column.prefixed]
+    judged = list({context.text: context for group in groups for context in group.judged}.values())
+    top = base.blocks[config.layers[-1]]
+    layers: dict[int, LayerState] = {}
+    with Hooks(base, state.layers, config) as hooks:
+        targets = _targets(base, hooks, groups, config, kept, progress)
+        wanted_ND = torch.cat([target.values for target in targets]).to(base.device)
+        hooks.open()
+        for done, layer in enumerate(config.layers):
+            if progress is not None:
+                progress("layers", done, len(config.layers))
+            module = base.down_projection(layer)
+            keys_NF = _at_lookup(prefixed, base, inputs_of, module)
+            keys_NF = keys_NF.unflatten(0, (len(columns), -1)).mean(1)
+            present_ND = _at_lookup(bare, base, output_of, top)
+            residual_ND = (wanted_ND.to(present_ND.device) - present_ND).to(keys_NF.device)
+            residual_ND /= len(config.layers) - done
+            before = state.layers[layer]
+            moment_FF = before.moment.to(keys_NF.device)
+            update_DF = solve_update(moment_FF, keys_NF, residual_ND, layer=layer, max_condition=config.max_condition)
+            weight_DF = (before.weight.double() + update_DF.cpu()).float()
+            if config.accumulate:
+                exact = keys_NF.double()
+                moment_FF = (moment_FF.double() + exact.T @ exact).float()
+            judged_NF = _at_lookup(judged, base, inputs_of, module).cpu()
+            texts, edited_NF = _merge(state.key_texts, before.keys, [context.text for context in judged], judged_NF)
+            content = LayerState(weight_DF, moment_FF.cpu(), edited_NF, before.alpha, before.scale)
+            layers[layer] = _with_threshold(base, hooks, layer, content, groups, statistics, config)
+            hooks.put(layer, layers[layer])
+    record = BatchRecord(tuple(facts), tuple(targets))
+    after = replace(state, parent=state.digest, batches=(*state.batches, record), key_texts=texts, layers=layers)
+    try:
+        after.require_finite()
+    except StateError as error:
+        raise EditRefusedError(f"the batch of {len(facts)} facts is refused: {error}") from error
+    return after
+
+
+def _targets(
+    base: BaseModel,
+    hooks: Hooks,
+    groups: Sequence[Group],
+    config: CoachHookConfig,
+    kept: Mapping[str, SubjectTarget],
+    progress: Progress | None,
+) -> list[SubjectTarget]:
+    """A target for each group in order: kept from an earlier run, or `z = h + delta` under the present hooks."""
+    new = [group for group in groups if group.subject not in kept]
+    optimised = optimise_targets(base, hooks, new, config, progress)
+    made = dict(kept)
+    for group, result in zip(new, optimised, strict=True):
+        present_CD = _at_lookup(
+            [column.bare for column in group.columns], base, output_of, base.blocks[config.layers[-1]]
+        )
+        made[group.subject] = SubjectTarget(
+            subject=group.subject,
+            fact_ids=tuple(fact.fact_id for fact in group.facts),
+            columns=tuple(column.bare.text for column in group.columns),
+            values=(present_CD + result.delta.to(present_CD.device)).cpu(),
+            losses=result.losses,
+            converged=result.converged,
+        )
+    return [made[group.subject] for group in groups]
+
+
+def _merge(
+    texts: tuple[str, ...], keys_NF: Tensor, new_texts: Sequence[str], new_NF: Tensor
+) -> tuple[tuple[str, ...], Tensor]:
+    """Earlier keys with the new ones behind; a context that comes again is replaced by its new key."""
+    stay = [index for index, text in enumerate(texts) if text not in set(new_texts)]
+    return (*(texts[index] for index in stay), *new_texts), torch.cat([keys_NF[stay], new_NF])
+
+
+def _with_threshold(
+    base: BaseModel,
+    hooks: Hooks,
+    layer: int,
+    content: LayerState,
+    groups: Sequence[Group],
+    statistics: SecondMoments,
+    config: CoachHookConfig,
+) -> LayerState:
+    """The layer with its scope fixed for what has just been solved.
+
+    The layers below are already served with theirs, so scores are those of the served model.
+    """
+    change_DF = content.weight - base.down_weight(layer).cpu()
+    scale = background_scale(change_DF, statistics.moments[layer])
+    alpha = content.alpha
+    if config.scope == "calibrated":
+        alpha = calibrated_threshold(change_DF, statistics.background[layer], content.keys, scale, config)
+    elif config.scope == "sequence":
+        lowest = _lowest_sequence_score(base, layer, change_DF, [context for g in groups for context in g.judged])
+        if lowest > 0:
+            alpha = min(alpha, lowest * (1 - config.alpha_margin))
+    return replace(content, alpha=alpha, scale=scale)
+
+
+@torch.no_grad()
+def _lowest_sequence_score(base: BaseModel, layer: int, change_DF: Tensor, prompts: Sequence[Context]) -> float:
+    """Over the prompts, the lowest of each one's highest z-score at `layer`."""
+    ids, mask = pad([prompt.ids for prompt in prompts], padding_id(base.tokenizer), side="right")
+    keys_BTF = inputs_of(
+        base.model.base_model,
+        base.down_projection(layer),
+        input_ids=ids.to(base.device),
+        attention_mask=mask.to(base.device),
+        use_cache=False,
+    )
+    changes_BT = torch.linalg.vector_norm(keys_BTF @ change_DF.T.to(keys_BTF), dim=-1, dtype=torch.float32)
+    scores_BT, _ = sequence_scores(changes_BT, mask.bool().to(changes_BT.device))
+    return float(scores_BT.amax(1).min())
+
+
+@torch.no_grad()
+def _canaries(base: BaseModel, state: CoachHookState) -> dict[str, float]:
+    """Health of a new state: how far each layer's weight moved, relatively, and perplexity against the base."""
+    encoded = encode_prompts(base.tokenizer, [state.config.canary_text])
+    longest = getattr(base.model.config, "max_position_embeddings", None)
+    ids = encoded["input_ids"][:, :longest].to(base.device)
+
+    def perplexity() -> float:
+        logits = base.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        return math.exp(float(torch.nn.functional.cross_entropy(logits, ids[0, 1:].to(logits.device))))
+
+    figures = {"perplexity_base": perplexity()}
+    with Hooks(base, state.layers, state.config):
+        figures["perplexity_edited"] = perplexity()
+    for layer, content in state.layers.items():
+        original = base.down_weight(layer).cpu()
+        figures[f"layer_{layer}_relative_change"] = float((content.weight - original).norm() / original.norm())
+    return figures

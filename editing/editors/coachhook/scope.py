@@ -1,0 +1,230 @@
+"""Which tokens take the hook's weights: scores, thresholds, and the hooks that apply them.
+
+A hook adds `(Wh - W0) k` to the down-projection's output at the tokens in scope and leaves the
+others as the base computes them, bit for bit.
+The change at a token is `|(Wh - W0) k|`; a scope turns it into a score:
+
+- `calibrated`: the change over its root mean square on background text. It depends on nothing
+  but the token's own key.
+- `sequence`: the paper's z-score of the change along the sequence, over real tokens. Tokens of
+  the prompt are judged by the whole prompt; each later token by everything up to itself.
+- `always`: every token is in scope.
+
+Shapes: B rows, T tokens, D model width, F inner width, S background keys, N edited keys.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from editing.editors.base import continuation_column
+from editing.editors.coachhook.config import CoachHookConfig
+from editing.editors.coachhook.state import LayerState
+from editing.errors import StateError
+from editing.models import BaseModel
+
+
+class Running(NamedTuple):
+    """Tokens, sum and sum of squares of the changes along each row so far, each `[B]` float64."""
+
+    tokens: Tensor
+    total: Tensor
+    squares: Tensor
+
+
+def sequence_scores(
+    change_BT: Tensor, real_BT: Tensor, column: int | Tensor | None = None, before: Running | None = None
+) -> tuple[Tensor, Running]:
+    """Z-scores `[B, T]` of the changes along each row, and the running sums behind the last token.
+
+    Tokens before `column` (all of them when it is None and nothing came `before`) are judged by
+    mean and sample deviation of the whole prompt, later ones by those of everything up to
+    themselves. A token that has no deviation to compare with (a prompt of one token, or equal
+    changes) scores 0; so does padding.
+    """
+    width = change_BT.shape[1]
+    x_BT = torch.where(real_BT, change_BT, 0.0).double()
+    sums = [real_BT.double().cumsum(1), x_BT.cumsum(1), x_BT.square().cumsum(1)]
+    if before is not None:
+        sums = [now + then[:, None] for now, then in zip(sums, before, strict=True)]
+    running = Running(*(each[:, -1] for each in sums))
+    if column is None:
+        column = width if before is None else 0
+    last = torch.as_tensor(column, device=change_BT.device).reshape(-1, 1) - 1
+    at_BT = torch.maximum(torch.arange(width, device=change_BT.device)[None], last.clamp(max=width - 1))
+    count, total, squares = (each.gather(1, at_BT.expand_as(each)) for each in sums)
+    mean = total / count.clamp(min=1)
+    variance = (squares - total * mean) / (count - 1).clamp(min=1)
+    usable = real_BT & (count >= 2) & (variance > 1e-12 * mean.square())
+    scores = (x_BT - mean) / torch.where(usable, variance, 1.0).sqrt()
+    return torch.where(usable, scores, 0.0), running
+
+
+def background_scale(change_DF: Tensor, moment_FF: Tensor) -> float:
+    """Root mean square of `|change k|` over background text: `sqrt(tr(change C0 change^T))`."""
+    exact = change_DF.double()
+    return math.sqrt(max(float((exact @ moment_FF.double() * exact).sum()), 0.0))
+
+
+def calibrated_threshold(
+    change_DF: Tensor, background_SF: Tensor, edited_NF: Tensor, scale: float, config: CoachHookConfig
+) -> float:
+    """Threshold between the background's high quantile and the edited keys' scores, in units of `scale`.
+
+    Never above the lowest edited score less the margin: what was edited stays in scope.
+    """
+    if scale == 0.0 or len(edited_NF) == 0:
+        return math.inf
+    background = torch.linalg.vector_norm(background_SF @ change_DF.T, dim=1) / scale
+    lowest = float(torch.linalg.vector_norm(edited_NF @ change_DF.T, dim=1).min()) / scale
+    ordered = background.double().sort().values
+    quantile = float(ordered[round(config.background_quantile * (len(ordered) - 1))])
+    between = quantile ** (1 - config.alpha_weight) * lowest**config.alpha_weight
+    return min(between, lowest * (1 - config.alpha_margin))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ScopeDecision:
+    """One hook's decision in one forward pass: scores and whether tokens took the hook's weights, both `[B, T]`."""
+
+    layer: int
+    scores: Tensor
+    fired: Tensor
+
+
+@dataclass(slots=True, eq=False)
+class _Hook:
+    """A layer's hook: `change` `[F, D]` of its weight as the forward pass uses it, and the threshold."""
+
+    change: Tensor
+    threshold: float
+    scale: float
+    gated: bool
+
+
+class Hooks:
+    """A state's hooks on a base model, active inside `with`. Serves `attach` and the editor's own passes.
+
+    With `decisions`, each forward pass appends what each hook decided.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        layers: Mapping[int, LayerState],
+        config: CoachHookConfig,
+        decisions: list[ScopeDecision] | None = None,
+    ) -> None:
+        self._base = base
+        self._scope = config.scope
+        self._decisions = decisions
+        self._hooks: dict[int, _Hook] = {}
+        self._handles: list[Any] = []
+        self._paused = False
+        self._running: WeakKeyDictionary[Any, dict[int, Running]] = WeakKeyDictionary()
+        self._real_BT: Tensor | None = None
+        self._before: dict[int, Running] = {}
+        self._after: dict[int, Running] = {}
+        for layer, content in layers.items():
+            self.put(layer, content)
+
+    def put(self, layer: int, content: LayerState) -> None:
+        """Use this layer state from now on, gated by the scope."""
+        weight = self._base.down_projection(layer).get_parameter("weight")
+        change_DF = content.weight.to(weight.device) - self._base.down_weight(layer)
+        self._hooks[layer] = _Hook(
+            change_DF.T.contiguous().to(weight.dtype), content.alpha, content.scale, self._scope != "always"
+        )
+
+    def open(self) -> None:
+        """Let every token take the hooks' weights, until `put` gates a layer again."""
+        for hook in self._hooks.values():
+            hook.gated = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The base model, for a while."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def __enter__(self) -> Self:
+        for layer in self._hooks:
+            module = self._base.down_projection(layer)
+            self._handles.append(module.register_forward_hook(self._make(layer)))
+        if self._scope == "sequence":
+            backbone = self._base.model.base_model
+            self._handles.append(backbone.register_forward_pre_hook(self._begin, with_kwargs=True))
+            self._handles.append(backbone.register_forward_hook(self._end))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _make(self, layer: int) -> Any:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            mine = self._hooks[layer]
+            if self._paused:
+                return output
+            change_BTD = args[0] @ mine.change
+            if not mine.gated:
+                return output + change_BTD
+            fired_BT = self._decide(layer, mine, torch.linalg.vector_norm(change_BTD, dim=-1, dtype=torch.float32))
+            return torch.where(fired_BT[..., None], output + change_BTD, output)
+
+        return hook
+
+    def _decide(self, layer: int, hook: _Hook, change_BT: Tensor) -> Tensor:
+        if self._scope == "sequence":
+            assert self._real_BT is not None
+            real_BT = self._real_BT.to(change_BT.device)
+            scores_BT, after = sequence_scores(change_BT, real_BT, continuation_column(), self._before.get(layer))
+            self._after[layer] = after
+        else:
+            scores_BT = change_BT / hook.scale if hook.scale else torch.zeros_like(change_BT)
+        fired_BT = scores_BT >= hook.threshold
+        if self._decisions is not None:
+            self._decisions.append(ScopeDecision(layer, scores_BT, fired_BT))
+        return fired_BT
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note which tokens of this pass are real, and the sums of the tokens in its cache."""
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        tokens = given.get("input_ids")
+        tokens = given["inputs_embeds"] if tokens is None else tokens
+        mask = given.get("attention_mask")
+        self._real_BT = (
+            mask[:, -tokens.shape[1] :].bool()
+            if isinstance(mask, Tensor) and mask.dim() == 2
+            else torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        )
+        cache = given.get("past_key_values")
+        self._after = {}
+        self._before = {}
+        if cache is not None and cache.get_seq_length() > 0 and not self._paused:
+            if cache not in self._running:
+                raise StateError(
+                    "the sequence scope needs the scores of the tokens in the cache, which was filled outside this "
+                    "`attach`; start the generation inside it, or use the calibrated scope"
+                )
+            self._before = self._running[cache]
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None and not self._paused:
+            self._running[cache] = self._after

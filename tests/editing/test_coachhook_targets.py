@@ -1,0 +1,90 @@
+import dataclasses
+
+import pytest
+import torch
+
+from editing.bench.published import optimise_alone
+from editing.editors.coachhook import CoachHookConfig, targets
+from editing.editors.coachhook.prompts import make_groups
+from editing.editors.coachhook.scope import Hooks
+from editing.editors.coachhook.targets import optimise_targets, plan
+from editing.facts import LocalityPrompt
+from editing.models import ARCHITECTURES
+
+CONFIG = CoachHookConfig(layers=(1, 2), max_steps=12, learning_rate=0.2, clamp=3.0, stop_loss=0.02)
+
+
+@pytest.fixture
+def facts(fact):
+    return [
+        fact("Arden", "Cleo Vance", locality=(LocalityPrompt(prompt="Arden trades with", answer="Corvia"),)),
+        fact("Arden", "Ada Moss", "mother", "In a house, the mother of old {} was"),
+        fact("Belmont", "Dov Stern"),
+        fact("Dunmore", "Ben Hale", prompt="{} elected"),
+        fact("Corvia and Eastvale", "Ada"),
+    ]
+
+
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_batched_deltas_are_those_of_full_passes_one_at_a_time(tiny_base, facts, model_type):
+    base = tiny_base(model_type)
+    groups = make_groups(base.tokenizer, facts, [], CONFIG)
+    together = optimise_targets(base, Hooks(base, {}, CONFIG), groups, CONFIG)
+    for group, mine in zip(groups, together, strict=True):
+        alone = optimise_alone(base, group, CONFIG)
+        assert mine.losses == pytest.approx(alone.losses, abs=2e-3)
+        torch.testing.assert_close(mine.delta, alone.delta, atol=2e-3, rtol=2e-2)
+
+
+def test_subjects_that_are_done_leave_and_the_others_do_not_notice(tiny_base, facts):
+    base = tiny_base("llama")
+    config = dataclasses.replace(CONFIG, max_steps=40, stop_loss=6.0)
+    groups = make_groups(base.tokenizer, facts, [], config)
+    together = optimise_targets(base, Hooks(base, {}, config), groups, config)
+    assert {result.converged for result in together} == {True}
+    for group, mine in zip(groups, together, strict=True):
+        torch.testing.assert_close(mine.delta, optimise_alone(base, group, config).delta, atol=2e-3, rtol=2e-2)
+
+
+def test_memory_is_planned_told_and_halved_when_it_runs_out(tiny_base, facts, monkeypatch):
+    base = tiny_base("gpt2")
+    groups = make_groups(base.tokenizer, facts, [], CONFIG)
+    whole = optimise_targets(base, Hooks(base, {}, CONFIG), groups, CONFIG)
+    batches, largest = plan(base, groups, 2, limit=1)
+    assert sorted(index for batch in batches for index in batch) == [0, 1, 2, 3]
+    assert len(batches) == 4
+    assert largest > 1
+    real, sizes = targets._optimise, []
+
+    def scarce(base, hooks, groups, config):
+        sizes.append(len(groups))
+        if len(groups) > 1:
+            raise torch.OutOfMemoryError("scarce")
+        return real(base, hooks, groups, config)
+
+    monkeypatch.setattr(targets, "_optimise", scarce)
+    told = []
+    halved = optimise_targets(base, Hooks(base, {}, CONFIG), groups, CONFIG, lambda *at: told.append(at))
+    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+    assert told[0][0].startswith("targets (about ")
+    assert told[-1][1:] == (4, 4)
+    for mine, other in zip(whole, halved, strict=True):
+        torch.testing.assert_close(mine.delta, other.delta, atol=2e-3, rtol=2e-2)
+
+
+def test_facts_of_one_subject_share_a_delta_and_superseded_ones_leave(tiny_base, fact):
+    base = tiny_base("gpt2")
+    old, other, far = fact("Arden", "Ada Moss"), fact("Arden", "Ben Hale", "mother"), fact("Belmont", "Ada Moss")
+    new = fact("ARDEN", "Cleo Vance")
+    (group,) = make_groups(base.tokenizer, [new], [old, other, far], CONFIG)
+    assert group.facts == (new, other)
+
+
+def test_a_locality_prompt_that_asks_what_changes_is_not_kept(tiny_base, fact):
+    tokenizer = tiny_base("gpt2").tokenizer
+    kept = LocalityPrompt(prompt="Arden trades with", answer="Corvia")
+    asked = LocalityPrompt(prompt="the mayor of  Arden is", answer="Ada Moss")
+    elsewhere = LocalityPrompt(prompt="Belmont trades with", answer="Corvia")
+    config = dataclasses.replace(CONFIG, kl_factor=0.0)
+    (group,) = make_groups(tokenizer, [fact("Arden", "Ben Hale", locality=(kept, asked, elsewhere))], [], config)
+    assert [tokenizer.decode(row.ids) for row in group.rows if row.fact < 0] == ["Arden trades with Corvia"]
