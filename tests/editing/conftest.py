@@ -57,7 +57,7 @@ def build_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 
 
 def build_base(model_type: str = "gpt2", *, seed: int = 0, spread: float = 0.15) -> BaseModel:
-    """A random model of `model_type` whose weights are wide enough that tokens differ."""
+    """A random model of `model_type`; its weights are wide enough that tokens differ and answers can be certain."""
     tokenizer = build_tokenizer(bos=model_type in ("llama", "mistral", "gemma"))
     config = AutoConfig.for_model(
         model_type,
@@ -71,6 +71,8 @@ def build_base(model_type: str = "gpt2", *, seed: int = 0, spread: float = 0.15)
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(4)
     return wrap_model(model, tokenizer, model_id=f"tiny-{model_type}")
 
 

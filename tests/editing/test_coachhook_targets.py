@@ -41,7 +41,7 @@ def test_subjects_that_are_done_leave_and_the_others_do_not_notice(tiny_base, fa
     config = dataclasses.replace(CONFIG, max_steps=40, stop_loss=6.0)
     groups = make_groups(base.tokenizer, facts, [], config)
     together = optimise_targets(base, Hooks(base, {}, config), groups, config)
-    assert {result.converged for result in together} == {True}
+    assert {result.converged for result in together} == {True, False}
     for group, mine in zip(groups, together, strict=True):
         torch.testing.assert_close(mine.delta, optimise_alone(base, group, config).delta, atol=2e-3, rtol=2e-2)
 

@@ -106,8 +106,10 @@ class CoachHook:
 
         The closed-form solves are replayed from the first batch with the targets kept in the state.
         Only the targets of the retracted facts' own subjects are optimised again, from the batch of
-        the retraction on, since they were made for all facts of the subject together. Raises
-        `StateError` for an id that the state does not hold.
+        the retraction on, since they were made for all facts of the subject together. The result is
+        that of never applying them, to float tolerance, wherever their hook let no token of a later
+        subject's prompts through; where it did, the later targets still hold what it added there.
+        Raises `StateError` for an id that the state does not hold.
         """
         state.require_base(base)
         gone = set(fact_ids)
