@@ -18,7 +18,7 @@ def test_moments_are_the_mean_outer_product_over_real_tokens(tiny_base, corpus):
     assert result.n_tokens == len(keys_NF)
     torch.testing.assert_close(result.moments[1], keys_NF.T @ keys_NF / len(keys_NF), atol=1e-5, rtol=1e-4)
     assert result.background[2].shape == (10, 64)
-    nearest = torch.cdist(result.background[1], keys_NF).min(1).values
+    nearest = torch.cdist(result.background[1].double(), keys_NF.double()).min(1).values
     assert nearest.max() < 1e-3
 
 
