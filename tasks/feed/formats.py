@@ -17,8 +17,7 @@ from tasks.feed.schema import COLUMNS
 Record = Mapping[str, Any]
 
 _NQ_PREFIX = "nq question: "
-_LETTER = "[0-9A-Za-z\u00c0-\u02af\u0370-\u052f]"  # of the scripts that part words with spaces
-_NO_LETTER_BEFORE, _NO_LETTER_AFTER = f"(?<!{_LETTER})", f"(?!{_LETTER})"
+_LETTER = re.compile("[0-9A-Za-z\u00c0-\u02af\u0370-\u052f]")  # of the scripts that part words with spaces
 _HOLDER = re.compile(r"(?P<name>.+?) \|(?:S: (?P<start>[+-]\S+))?(?: ?\|?E: (?P<end>[+-]\S+))?(?: ?\|?P: .*)?")
 _DYKNOW_RELATIONS = {"athletes_byPayment": "team", "companies_byRevenue": "chief executive officer"}
 
@@ -73,18 +72,16 @@ class Context:
         """`prompt` with one slot in the subject's place; None when the subject is not in it."""
         if prompt.count(SLOT) == 1:
             return prompt
-        if not subject or fold(subject) not in fold(prompt):
-            return None
-        found = list(re.finditer(_NO_LETTER_BEFORE + re.escape(subject) + _NO_LETTER_AFTER, prompt))
-        if not found:
-            words = r"\s+".join(map(re.escape, subject.split()))
-            found = list(re.finditer(_NO_LETTER_BEFORE + words + _NO_LETTER_AFTER, prompt, re.IGNORECASE))
-            if not found:
+        places = _places(subject, prompt)
+        if not places:
+            subject, prompt = " ".join(subject.split()), " ".join(prompt.split())
+            places = _places(subject.lower(), prompt.lower()) if len(prompt) == len(prompt.lower()) else []
+            if not places:
                 return None
             self.report.repaired["subject written differently in prompt"] += 1
-        if len(found) > 1:
+        if len(places) > 1:
             self.report.repaired["subject more than once in prompt"] += 1
-        return prompt[: found[0].start()] + SLOT + prompt[found[0].end() :]
+        return prompt[: places[0]] + SLOT + prompt[places[0] + len(subject) :]
 
     def rephrased(self, prompts: Iterable[object], subject: str) -> tuple[str, ...]:
         """Rephrases with a slot where the subject stands in them, empty ones left out."""
@@ -145,6 +142,18 @@ class Context:
             source_rank=self.source_rank,
             **fields,
         )
+
+
+def _places(subject: str, prompt: str) -> list[int]:
+    """Where `subject` begins in `prompt` as words of its own."""
+    places: list[int] = []
+    start = prompt.find(subject) if subject else -1
+    while start >= 0:
+        end = start + len(subject)
+        if not (_LETTER.match(prompt[start - 1 : start]) or _LETTER.match(prompt[end : end + 1])):
+            places.append(start)
+        start = prompt.find(subject, end)
+    return places
 
 
 def _first_text(answers: object) -> object:
