@@ -84,9 +84,11 @@ class FactChange:
                     f"prompt {self.prompt!r} has {self.prompt.count(SLOT)} subject slots; write exactly one {{}}"
                 )
         for name in ("effective_at", "observed_at"):
-            if getattr(self, name).tzinfo is None:
-                raise FactError(f"{name} {getattr(self, name)} of {self.subject!r} has no time zone; use UTC")
-            object.__setattr__(self, name, getattr(self, name).astimezone(UTC))
+            time = getattr(self, name)
+            if time.tzinfo is None:
+                raise FactError(f"{name} {time} of {self.subject!r} has no time zone; use UTC")
+            if time.tzinfo is not UTC:
+                object.__setattr__(self, name, time.astimezone(UTC))
 
     @cached_property
     def key(self) -> FactKey:

@@ -22,21 +22,33 @@ from sqlalchemy import (
     UniqueConstraint,
     event,
 )
+from sqlalchemy.types import TypeEngine
 
 FORMAT = 1
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A timezone-aware time, kept as UTC without zone so that every database sorts it alike."""
+    """A timezone-aware time, kept as UTC without zone so that every database sorts it alike.
+
+    SQLite, which has no type for times, keeps `YYYY-MM-DD HH:MM:SS.ffffff`.
+    """
 
     impl = DateTime
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: D102 (SQLAlchemy's)
-        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:  # noqa: D102 (SQLAlchemy's)
+        return dialect.type_descriptor(String(26) if dialect.name == "sqlite" else DateTime())
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: D102 (SQLAlchemy's)
+        if value is None:
+            return None
+        plain = value.astimezone(UTC).replace(tzinfo=None)
+        return plain.isoformat(" ", "microseconds") if dialect.name == "sqlite" else plain
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: D102 (SQLAlchemy's)
-        return None if value is None else value.replace(tzinfo=UTC)
+        if value is None:
+            return None
+        return (datetime.fromisoformat(value) if isinstance(value, str) else value).replace(tzinfo=UTC)
 
 
 metadata = MetaData()
