@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from editing.editors.base import Editor, EditState, Progress
-from editing.errors import SuiteError
+from editing.editors import get_editor
+from editing.editors.base import EditState, Progress
 from editing.evals.report import content_digest
 from editing.evals.scoring import (
     DEFAULT_BATCH_SIZE,
@@ -119,18 +119,12 @@ class Scorer:
 def open_scorer(
     base: BaseModel,
     state: EditState | None = None,
-    editor: Editor | None = None,
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Scorer]:
-    """A scorer of `base`, or of `base` edited by `state`, which `editor` attaches inside the `with` only.
-
-    Raises `SuiteError` when only one of the two is given.
-    """
+    """A scorer of `base`, or of `base` edited by `state`, which is attached inside the `with` only."""
     scorer = Scorer(base, state, batch_size=batch_size, cache=cache, progress=progress)
-    if (state is None) != (editor is None):
-        raise SuiteError("a state is scored with the editor of its method; give both, or neither for the base")
-    with nullcontext() if editor is None else editor.attach(base, state):
+    with nullcontext() if state is None else get_editor(state.method).attach(base, state):
         yield scorer

@@ -1,5 +1,4 @@
 import json
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
@@ -7,6 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from editing.editors import get_editor
 from editing.errors import SuiteError
 from editing.evals.edits import AppliedFact, Contradictions, age_bucket, current_facts, edit_suite, without_edited
 from editing.evals.probes import Probe, ProbeSuite
@@ -14,8 +14,9 @@ from editing.evals.report import EvalReport
 from editing.evals.scorer import Scorer, open_scorer
 from editing.evals.scoring import cut, exact_match, generate_greedy, teacher_forced
 from editing.evals.suite import evaluate
-from editing.facts import FactChange, LocalityPrompt, Operation
+from editing.facts import EditBatch, FactChange, LocalityPrompt, Operation
 from editing.models import wrap_model
+from editing.statistics import compute_second_moments
 
 NIGHT = date(2020, 1, 31)
 KNOWN = {
@@ -76,29 +77,31 @@ def fact(subject="Arden", target="Ada Moss", **more):
     return FactChange(**{**content, **more})
 
 
-class Nudge:
-    """The least that can pass for an editor: it moves one bias, so every answer may change."""
-
-    method = "nudge"
-
-    @contextmanager
-    def attach(self, base, state):
-        bias = base.model.transformer.ln_f.bias
-        kept = bias.detach().clone()
-        with torch.no_grad():
-            bias.add_(state.amount * torch.linspace(-1, 1, len(bias)))
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                bias.copy_(kept)
+LOCALITY = (
+    LocalityPrompt(prompt="The president of Arden is", answer="Dov Stern"),
+    LocalityPrompt(prompt="The mayor of Belmont is", answer="Ben Hale"),
+)
+TAUGHT = fact(target="Vance", prompt="The mayor of {}", rephrases=("Now the mayor of {}",), locality=LOCALITY)
+QUICK = {
+    "layers": [1, 2],
+    "max_steps": 60,
+    "learning_rate": 0.5,
+    "clamp": 20.0,
+    "weight_decay": 0.0,
+    "preservation": 0.0,
+}
 
 
-class NudgeState:
-    method = "nudge"
-
-    def __init__(self, amount):
-        self.amount, self.digest = amount, f"nudge-{amount}"
+@pytest.fixture(scope="module")
+def edited(tiny_base, corpus):
+    """States of CoachHooK over a random GPT-2 that was taught one fact, by scope."""
+    base, editor = tiny_base("gpt2"), get_editor("coachhook")
+    moments = compute_second_moments(base, corpus, QUICK["layers"], n_background=200)
+    config = {**QUICK, "kl_factor": 0.0, "moment_weight": 1e-3, "stop_loss": 0.2}
+    starts = {
+        scope: editor.start(base, {**config, "scope": scope}, moments) for scope in ("calibrated", "sequence", "always")
+    }
+    return {scope: editor.apply(base, start, EditBatch((TAUGHT,))).state for scope, start in starts.items()}
 
 
 def close(a, b):
@@ -196,7 +199,7 @@ def test_cut_stops_at_the_first_stop_text():
     assert cut("1 + 1\nQuestion: x", ("Question:", "\n\n")) == "1 + 1"
 
 
-def test_remembered_results_answer_the_same_call_and_no_other(learned, tmp_path, monkeypatch):
+def test_remembered_results_answer_the_same_call_and_no_other(learned, edited, tmp_path, monkeypatch):
     prompts, targets = list(KNOWN)[:2], list(KNOWN.values())[:2]
     first = Scorer(learned, cache=tmp_path).teacher_forced(prompts, targets)
     texts = Scorer(learned, cache=tmp_path).generate(prompts, [4, 5])
@@ -212,7 +215,8 @@ def test_remembered_results_answer_the_same_call_and_no_other(learned, tmp_path,
         lambda: Scorer(learned, cache=tmp_path).teacher_forced(prompts[::-1], targets),
         lambda: Scorer(learned, cache=tmp_path, batch_size=7).teacher_forced(prompts, targets),
         lambda: Scorer(replace(learned, fingerprint="other"), cache=tmp_path).teacher_forced(prompts, targets),
-        lambda: Scorer(learned, NudgeState(1.0), cache=tmp_path).teacher_forced(prompts, targets),
+        lambda: Scorer(learned, edited["always"], cache=tmp_path).teacher_forced(prompts, targets),
+        lambda: Scorer(learned, edited["sequence"], cache=tmp_path).teacher_forced(prompts, targets),
         lambda: Scorer(learned, cache=tmp_path).generate(prompts, [4, 6]),
         lambda: Scorer(learned, cache=tmp_path).generate(prompts, [4, 5], stop=()),
     ]
@@ -232,35 +236,41 @@ def test_a_damaged_memory_is_computed_again(learned, tmp_path):
         assert Scorer(learned, cache=tmp_path).teacher_forced(prompts, targets) == first
 
 
-LOCALITY = (
-    LocalityPrompt(prompt="The president of Arden is", answer="Dov Stern"),
-    LocalityPrompt(prompt="The mayor of Belmont is", answer="Ben Hale"),
-)
-
-
 def edits(learned, applied, moment="edits", **more):
     with open_scorer(learned) as scorer:
         return edit_suite(moment, applied, applied=applied, as_of=NIGHT, base_scorer=scorer, **more)
 
 
-def test_edits_are_scored_in_both_protocols_and_locality_against_the_base(learned):
-    change = fact(rephrases=("Who is the mayor of {}? It is",), locality=LOCALITY)
-    suite = edits(learned, [AppliedFact(change, NIGHT)])
-    with open_scorer(learned) as scorer:
-        report = evaluate(scorer, [suite])
-    assert {name: (m.value, m.n) for name, m in report.metrics.items()} == {
-        f"edits.{metric}.{protocol}": (1.0, 1)
+@pytest.mark.parametrize("scope", ["calibrated", "sequence", "always"])
+def test_edits_are_scored_in_both_protocols_as_they_are_served(tiny_base, edited, scope):
+    base = tiny_base("gpt2")
+    suite = edits(base, [AppliedFact(TAUGHT, NIGHT)])
+    with open_scorer(base) as scorer:
+        before = evaluate(scorer, [suite])
+    with open_scorer(base, edited[scope]) as scorer:
+        after = evaluate(scorer, [suite])
+        prompts = [*KNOWN, TAUGHT.question, "In"]
+        for target in ("Vance", "Vance Vance", "Dov Stern"):
+            forced = scorer.teacher_forced(prompts, [target] * len(prompts))
+            said = scorer.generate(prompts, [len(result.target_ids) for result in forced])
+            assert [result.all_correct for result in forced] == [text == target for text in said]
+    assert suite.metric_sizes() == {name: m.n for name, m in after.metrics.items()}
+    assert suite.metric_sizes() == {
+        f"edits.{metric}.{protocol}": 1
         for metric in ("reliability", "generality", "locality", "same_subject_locality")
         for protocol in ("teacher_forced", "generated")
     }
-    assert suite.metric_sizes() == {name: m.n for name, m in report.metrics.items()}
-    with open_scorer(learned, NudgeState(20.0), Nudge()) as scorer:
-        broken = evaluate(scorer, [suite])
-    assert broken.method == "nudge"
-    assert broken.metrics["edits.locality.generated"].value == 0
-    assert broken.metrics["edits.reliability.teacher_forced"].value < 1
-    with open_scorer(learned) as scorer:
-        assert evaluate(scorer, [suite]).digest == report.digest
+    for report, wanted in ((before, 0), (after, 1)):
+        assert report.metrics["edits.reliability.teacher_forced"].value == wanted
+        (outcome,) = report.items("edits.reliability.generated").values()
+        assert outcome.got.startswith("Vance") == wanted
+    for metric in ("locality", "same_subject_locality"):
+        for protocol in ("teacher_forced", "generated"):
+            assert before.metrics[f"edits.{metric}.{protocol}"].value == 1
+    assert (after.method, before.method) == ("coachhook", None)
+    assert after.model_digest == edited[scope].digest != before.model_digest == base.fingerprint
+    with open_scorer(base) as scorer:
+        assert evaluate(scorer, [suite]).digest == before.digest
 
 
 def test_locality_is_what_the_base_said_even_where_the_base_is_wrong(learned):
@@ -273,11 +283,11 @@ def test_locality_is_what_the_base_said_even_where_the_base_is_wrong(learned):
     assert outcome.expected.startswith("Ben Hale")
 
 
-def test_locality_without_a_frozen_base_is_refused(learned):
+def test_locality_without_a_frozen_base_is_refused(learned, tiny_base, edited):
     suite = replace(edits(learned, [AppliedFact(fact(locality=LOCALITY), NIGHT)]), frozen={})
     with open_scorer(learned) as scorer, pytest.raises(SuiteError, match="freeze the base first"):
         suite.score(scorer)
-    with open_scorer(learned, NudgeState(0.1), Nudge()) as scorer, pytest.raises(SuiteError, match="base alone"):
+    with open_scorer(tiny_base("gpt2"), edited["always"]) as scorer, pytest.raises(SuiteError, match="base alone"):
         edit_suite("edits", [AppliedFact(fact(locality=LOCALITY), NIGHT)], applied=[], as_of=NIGHT, base_scorer=scorer)
 
 
