@@ -50,14 +50,12 @@ class UpperBlocks:
     """The blocks above `layer`, from the lookup column on, for a fixed set of rows.
 
     Calling it with deltas `[B, D]` (added to the output of `layer` at the lookup token) gives the
-    last hidden states `[B, S, D]`, before the final norm; `column_of(row, position)` says where in
-    S a row's token sits.
+    last hidden states `[B, S, D]`, before the final norm; column 0 is the lookup token's.
     """
 
     @torch.no_grad()
     def __init__(self, base: BaseModel, hooks: Hooks, rows: Sequence[Row], layer: int) -> None:
-        self._lookups = [row.lookup for row in rows]
-        before = max(self._lookups)
+        before = max(row.lookup for row in rows)
         width = max(before - row.lookup + len(row.ids) - 1 for row in rows)
         ids = torch.full((len(rows), width), padding_id(base.tokenizer))
         mask = torch.zeros_like(ids)
@@ -93,13 +91,14 @@ class UpperBlocks:
         self._calls.append((block, tuple(swap(value) for value in args[1:]), kwargs))
 
     @property
+    def width(self) -> int:
+        """Model width D."""
+        return self._hidden_BSD.shape[-1]
+
+    @property
     def lookup_norms(self) -> Tensor:
         """`|h|` at each row's lookup token, `[B]` float32."""
         return torch.linalg.vector_norm(self._hidden_BSD[:, 0], dim=-1, dtype=torch.float32)
-
-    def column_of(self, row: int, position: int) -> int:
-        """Where in the S columns the token at `position` of a row sits (rows as at construction)."""
-        return position - self._lookups[row]
 
     def __call__(self, delta_BD: Tensor) -> Tensor:
         """Last hidden states `[B, S, D]` with `delta_BD` at the lookup tokens, differentiable in it."""

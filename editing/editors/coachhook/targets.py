@@ -1,11 +1,11 @@
 """Target optimisation: for every subject of a batch a delta at its lookup token that makes its facts true.
 
-The objective is MEMIT's (arXiv 2210.07229, equation 16, with the settings of its appendix): mean
-negative log-likelihood of the targets, plus KL divergence from the base model where the subject
-must keep its answers, plus weight decay. All subjects of a micro-batch are one tensor of deltas,
-with Adam's state beside it; those that are done leave the batch.
+The objective is MEMIT's (arXiv 2210.07229, section 4.2): mean negative log-likelihood of the
+targets, plus KL divergence from the base model where the subject must keep its answers, plus
+weight decay. All subjects of a micro-batch are one tensor of deltas with Adam's moments beside it;
+those that are done leave the batch.
 
-Shapes: G groups (subjects), P asked positions, D model width, V vocabulary.
+Shapes: G groups (subjects), B rows, P asked positions, S columns, D model width, M most facts of a group.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor
 from editing.editors.base import Progress
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.frozen import UpperBlocks
+from editing.editors.coachhook.objective import Asked
 from editing.editors.coachhook.prompts import Group, Row
 from editing.editors.coachhook.scope import Hooks
 from editing.errors import ModelError
 from editing.models import BaseModel
-from editing.tokenisation import pad, padding_id
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 SHRINK_BELOW = 0.75
@@ -40,29 +40,107 @@ class Optimised:
 
 
 @dataclass(slots=True, eq=False)
-class _Positions:
-    """What is asked at each of P positions: where, of which group and fact, the label or the row of `kept_logp`."""
+class _Adam:
+    """Deltas `[G, D]` with Adam's moments; every group has its own step size and longest delta, both `[G]`."""
 
-    row: Tensor
-    column: Tensor
-    group: Tensor
-    fact: Tensor
-    label: Tensor
-    weight: Tensor
-    kept_logp: Tensor
+    delta: Tensor
+    mean: Tensor
+    square: Tensor
+    rate: Tensor
+    longest: Tensor
+    steps: int = 0
 
-    def of_groups(self, place: Tensor, row_place: Tensor) -> _Positions:
-        """Only positions of the groups that have a `place` (>= 0), with groups and rows renumbered."""
-        stay = place[self.group] >= 0
-        return _Positions(
-            row_place[self.row[stay]],
-            self.column[stay],
-            place[self.group[stay]],
-            self.fact[stay],
-            self.label[stay],
-            self.weight[stay],
-            self.kept_logp[stay[self.fact < 0]],
-        )
+    @classmethod
+    def start(cls, norm_G: Tensor, width: int, config: CoachHookConfig) -> _Adam:
+        zero_GD = torch.zeros(len(norm_G), width, device=norm_G.device)
+        return cls(zero_GD, zero_GD, zero_GD, config.learning_rate * norm_G / math.sqrt(width), config.clamp * norm_G)
+
+    def step(self, gradient_GD: Tensor) -> None:
+        self.steps += 1
+        self.mean = BETAS[0] * self.mean + (1 - BETAS[0]) * gradient_GD
+        self.square = BETAS[1] * self.square + (1 - BETAS[1]) * gradient_GD.square()
+        mean_GD = self.mean / (1 - BETAS[0] ** self.steps)
+        square_GD = self.square / (1 - BETAS[1] ** self.steps)
+        moved_GD = self.delta - self.rate[:, None] * mean_GD / (square_GD.sqrt() + EPSILON)
+        length_G = torch.linalg.vector_norm(moved_GD, dim=1).clamp(min=1e-30)
+        self.delta = moved_GD * (self.longest / length_G).clamp(max=1.0)[:, None]
+
+    def keep(self, chosen: Tensor) -> None:
+        for name in ("delta", "mean", "square", "rate", "longest"):
+            setattr(self, name, getattr(self, name)[chosen])
+
+
+class _MicroBatch:
+    """The groups that are still being optimised, by their place in the micro-batch (`names` `[G]`)."""
+
+    def __init__(self, base: BaseModel, hooks: Hooks, groups: Sequence[Group], config: CoachHookConfig) -> None:
+        self._base, self._config = base, config
+        placed = [(row, owner) for owner, group in enumerate(groups) for row in group.rows]
+        placed.sort(key=lambda item: item[0].fact < 0)
+        rows, owners = [row for row, _ in placed], [owner for _, owner in placed]
+        self._upper = UpperBlocks(base, hooks, rows, config.layers[-1])
+        self._asked = Asked.of_rows(base, hooks, rows, owners)
+        self._owner_B = torch.tensor(owners, device=base.device)
+        self._facts_G = torch.tensor([len(group.facts) for group in groups], device=base.device)
+        norm_B = self._upper.lookup_norms.to(base.device)
+        norm_G = torch.zeros(len(groups), device=base.device).index_add(0, self._owner_B, norm_B)
+        self._norm_G = norm_G / self._owner_B.bincount()
+        self.adam = _Adam.start(self._norm_G, self._upper.width, config)
+        self.names = torch.arange(len(groups), device=base.device)
+
+    def evaluate(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Nats per fact `[G, M]`, the weighted divergence of what is kept `[G]`, and the gradient `[G, D]`."""
+        delta_GD = self.adam.delta.requires_grad_(True)
+        with torch.enable_grad():
+            hidden_BSD = self._upper(delta_GD[self._owner_B])
+            asked_PD = hidden_BSD[self._asked.row.to(hidden_BSD.device), self._asked.offset.to(hidden_BSD.device)]
+            logits_PV = self._base.head(self._base.final_norm(asked_PD)).float().to(delta_GD.device)
+            weighted_P = self._asked.losses(logits_PV) * self._asked.weight
+            decay_G = self._config.weight_decay * torch.linalg.vector_norm(delta_GD, dim=1) / self._norm_G.square()
+            (gradient_GD,) = torch.autograd.grad(weighted_P.sum() + decay_G.sum(), delta_GD)
+        self.adam.delta = delta_GD.detach()
+        most = int(self._facts_G.max())
+        terms = torch.zeros(len(self.names), most + 1, device=delta_GD.device)
+        # A kept position's fact is -1: it lands in the last column.
+        terms = terms.index_put((self._asked.group, self._asked.fact), weighted_P.detach(), accumulate=True)
+        return terms[:, :most] * self._facts_G[:, None], terms[:, most], gradient_GD
+
+    def result(self, place: int, losses_GM: Tensor, converged: bool) -> Optimised:
+        losses = tuple(losses_GM[place, : int(self._facts_G[place])].tolist())
+        return Optimised(self.adam.delta[place].clone(), losses, converged)
+
+    def keep(self, chosen_G: Tensor) -> None:
+        """Go on with these groups only (places `[g]`)."""
+        group_place = torch.full_like(self.names, -1)
+        group_place[chosen_G] = torch.arange(len(chosen_G), device=chosen_G.device)
+        chosen_B = (group_place[self._owner_B] >= 0).nonzero()[:, 0]
+        row_place = torch.full_like(self._owner_B, -1)
+        row_place[chosen_B] = torch.arange(len(chosen_B), device=chosen_B.device)
+        self._asked = self._asked.only(group_place, row_place)
+        self._upper.keep(chosen_B)
+        self._owner_B = group_place[self._owner_B[chosen_B]]
+        self._facts_G, self._norm_G, self.names = self._facts_G[chosen_G], self._norm_G[chosen_G], self.names[chosen_G]
+        self.adam.keep(chosen_G)
+
+
+@torch.no_grad()
+def _optimise(base: BaseModel, hooks: Hooks, groups: Sequence[Group], config: CoachHookConfig) -> list[Optimised]:
+    """One micro-batch, in the order of `groups`."""
+    batch = _MicroBatch(base, hooks, groups, config)
+    results: dict[int, Optimised] = {}
+    for step in range(config.max_steps + 1):
+        losses_GM, kept_G, gradient_GD = batch.evaluate()
+        reached_G = torch.maximum(losses_GM.amax(1), kept_G) < config.stop_loss
+        for place, name in enumerate(batch.names.tolist()):
+            if name not in results and (reached_G[place] or step == config.max_steps):
+                results[name] = batch.result(place, losses_GM, bool(reached_G[place]))
+        if len(results) == len(groups):
+            break
+        batch.adam.step(gradient_GD)
+        waiting = [place for place, name in enumerate(batch.names.tolist()) if name not in results]
+        if len(waiting) <= SHRINK_BELOW * len(batch.names):
+            batch.keep(torch.tensor(waiting, device=batch.names.device))
+    return [results[place] for place in range(len(groups))]
 
 
 def row_bytes(base: BaseModel, row: Row, before: int, layer: int) -> int:
@@ -71,7 +149,8 @@ def row_bytes(base: BaseModel, row: Row, before: int, layer: int) -> int:
     `before` is the column of the lookup tokens. Counted are the activations that a block keeps for
     its backward pass, the kept keys and values, and the logits with their gradients.
     """
-    width, inner = base.down_weight(layer).shape
+    weight = base.down_projection(layer).get_parameter("weight")
+    inner, width = max(weight.shape), min(weight.shape)
     above = len(base.blocks) - 1 - layer
     columns = len(row.ids) - row.lookup
     activations = columns * above * (12 * width + 4 * inner)
@@ -102,104 +181,6 @@ def plan(base: BaseModel, groups: Sequence[Group], layer: int, limit: int) -> tu
         used += need
         largest = max(largest, used)
     return batches, largest
-
-
-@torch.no_grad()
-def _base_logp(base: BaseModel, hooks: Hooks, rows: Sequence[Row]) -> Tensor:
-    """The base model's log-probabilities `[P, V]` float32 at the asked positions of `rows`, in their order."""
-    if not rows:
-        return torch.zeros(0, base.head.get_parameter("weight").shape[0], device=base.device)
-    ids, mask = pad([row.ids for row in rows], padding_id(base.tokenizer), side="right")
-    with hooks.paused():
-        hidden = base.model.base_model(
-            input_ids=ids.to(base.device), attention_mask=mask.to(base.device), use_cache=False
-        ).last_hidden_state
-    at = [(index, place - 1) for index, row in enumerate(rows) for place in row.asked]
-    index, place = (torch.tensor(each, device=hidden.device) for each in zip(*at, strict=True))
-    return base.head(hidden[index, place]).float().log_softmax(-1)
-
-
-def _positions(
-    base: BaseModel, hooks: Hooks, rows: Sequence[Row], owner: Sequence[int], upper: UpperBlocks
-) -> _Positions:
-    where = [
-        (index, upper.column_of(index, place - 1), owner[index], row.fact, row.ids[place], row.weight)
-        for index, row in enumerate(rows)
-        for place in row.asked
-    ]
-    row, column, group, fact, label, weight = (
-        torch.tensor(each, device=base.device) for each in zip(*where, strict=True)
-    )
-    kept = _base_logp(base, hooks, [row for row in rows if row.fact < 0])
-    return _Positions(row, column, group, fact, label, weight.float(), kept)
-
-
-def _optimise(base: BaseModel, hooks: Hooks, groups: Sequence[Group], config: CoachHookConfig) -> list[Optimised]:
-    """One micro-batch."""
-    rows = [row for group in groups for row in group.rows]
-    owner = [index for index, group in enumerate(groups) for _ in group.rows]
-    upper = UpperBlocks(base, hooks, rows, config.layers[-1])
-    asked = _positions(base, hooks, rows, owner, upper)
-    owner_B = torch.tensor(owner, device=base.device)
-    n_facts = torch.tensor([len(group.facts) for group in groups], device=base.device)
-    most = int(n_facts.max())
-    sizes_B = torch.ones(len(rows), device=base.device)
-    norm_G = torch.zeros(len(groups), device=base.device).index_add_(0, owner_B, upper.lookup_norms.to(base.device))
-    norm_G /= torch.zeros_like(norm_G).index_add_(0, owner_B, sizes_B)
-    width = base.down_weight(config.layers[-1]).shape[0]
-    delta_GD = torch.zeros(len(groups), width, device=base.device)
-    mean_GD, square_GD = torch.zeros_like(delta_GD), torch.zeros_like(delta_GD)
-    names = torch.arange(len(groups), device=base.device)
-    done_G = torch.zeros(len(groups), dtype=torch.bool, device=base.device)
-    results: dict[int, Optimised] = {}
-    for step in range(config.max_steps + 1):
-        delta_GD.requires_grad_(True)
-        with torch.enable_grad():
-            hidden_BSD = upper(delta_GD[owner_B])
-            asked_PD = hidden_BSD[asked.row, asked.column]
-            logp_PV = base.head(base.final_norm(asked_PD)).float().log_softmax(-1)
-            told = asked.fact >= 0
-            loss_P = torch.empty(len(told), device=logp_PV.device)
-            nll = -logp_PV[told].gather(1, asked.label[told, None])[:, 0]
-            kept = (asked.kept_logp.exp() * (asked.kept_logp - logp_PV[~told])).sum(-1)
-            loss_P = loss_P.index_put((told.nonzero()[:, 0],), nll).index_put(((~told).nonzero()[:, 0],), kept)
-            weighted_P = loss_P * asked.weight
-            decay_G = config.weight_decay * torch.linalg.vector_norm(delta_GD, dim=1) / norm_G.square()
-            (gradient_GD,) = torch.autograd.grad(weighted_P.sum() + decay_G.sum(), delta_GD)
-        delta_GD = delta_GD.detach()
-        with torch.no_grad():
-            terms = torch.zeros(len(names), most + 1, device=base.device)
-            terms = terms.index_put((asked.group, asked.fact), weighted_P.detach(), accumulate=True)
-            losses_GM = terms[:, :most] * n_facts[:, None]
-            reached_G = torch.maximum(losses_GM.amax(1), terms[:, most]) < config.stop_loss
-            ending_G = (reached_G | (step == config.max_steps)) & ~done_G
-            for place in ending_G.nonzero()[:, 0].tolist():
-                losses = tuple(losses_GM[place, : int(n_facts[place])].tolist())
-                results[int(names[place])] = Optimised(delta_GD[place].clone(), losses, bool(reached_G[place]))
-            done_G |= ending_G
-            if done_G.all():
-                break
-            mean_GD = BETAS[0] * mean_GD + (1 - BETAS[0]) * gradient_GD
-            square_GD = BETAS[1] * square_GD + (1 - BETAS[1]) * gradient_GD.square()
-            direction = (mean_GD / (1 - BETAS[0] ** (step + 1))) / (
-                (square_GD / (1 - BETAS[1] ** (step + 1))).sqrt() + EPSILON
-            )
-            delta_GD = delta_GD - config.learning_rate * (norm_G / math.sqrt(width))[:, None] * direction
-            length_G = torch.linalg.vector_norm(delta_GD, dim=1)
-            delta_GD = delta_GD * (config.clamp * norm_G / length_G.clamp(min=1e-30)).clamp(max=1.0)[:, None]
-            if int((~done_G).sum()) <= SHRINK_BELOW * len(names):
-                stay_G = (~done_G).nonzero()[:, 0]
-                place = torch.full((len(names),), -1, device=base.device)
-                place[stay_G] = torch.arange(len(stay_G), device=base.device)
-                stay_B = (place[owner_B] >= 0).nonzero()[:, 0]
-                row_place = torch.full((len(owner_B),), -1, device=base.device)
-                row_place[stay_B] = torch.arange(len(stay_B), device=base.device)
-                upper.keep(stay_B)
-                asked = asked.of_groups(place, row_place)
-                owner_B = place[owner_B[stay_B]]
-                names, n_facts, norm_G, done_G = names[stay_G], n_facts[stay_G], norm_G[stay_G], done_G[stay_G]
-                delta_GD, mean_GD, square_GD = delta_GD[stay_G], mean_GD[stay_G], square_GD[stay_G]
-    return [results[index] for index in range(len(groups))]
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
