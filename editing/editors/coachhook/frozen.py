@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
+from editing.editors.base import continuation_from
 from editing.editors.coachhook.prompts import Row
 from editing.editors.coachhook.scope import Hooks
 from editing.models import BaseModel
@@ -36,7 +37,9 @@ class _Prefix:
         return torch.cat([kept_keys, keys], dim=-2), torch.cat([kept_values, values], dim=-2)
 
     def rows(self, chosen: Tensor) -> _Prefix:
-        return _Prefix([(keys[chosen], values[chosen]) for keys, values in self._layers])
+        return _Prefix(
+            [(keys[chosen.to(keys.device)], values[chosen.to(keys.device)]) for keys, values in self._layers]
+        )
 
     def cache(self) -> DynamicCache:
         """The same as a cache of the library, for a pass of the whole model."""
@@ -67,7 +70,9 @@ class UpperBlocks:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         seen: list[Tensor] = []
         cache = DynamicCache()
-        with removing([base.blocks[layer].register_forward_hook(lambda _, __, out: seen.append(hidden_of(out)))]):
+        answers = torch.tensor([before - row.lookup + row.asked[0] for row in rows], device=base.device)
+        keep = base.blocks[layer].register_forward_hook(lambda _, __, out: seen.append(hidden_of(out)))
+        with removing([keep]), continuation_from(answers):
             base.model.base_model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
             )
@@ -102,7 +107,7 @@ class UpperBlocks:
 
     def __call__(self, delta_BD: Tensor) -> Tensor:
         """Last hidden states `[B, S, D]` with `delta_BD` at the lookup tokens, differentiable in it."""
-        first = self._hidden_BSD[:, :1] + delta_BD[:, None].to(self._hidden_BSD.dtype)
+        first = self._hidden_BSD[:, :1] + delta_BD[:, None].to(self._hidden_BSD)
         hidden_BSD = torch.cat([first, self._hidden_BSD[:, 1:]], dim=1)
         for block, args, kwargs in self._calls:
             hidden_BSD = hidden_of(block(hidden_BSD, *args, **kwargs))
@@ -111,7 +116,7 @@ class UpperBlocks:
     def keep(self, chosen: Tensor) -> None:
         """Go on with these rows only (indices `[b]` into the present ones)."""
         rows = len(self._hidden_BSD)
-        self._hidden_BSD = self._hidden_BSD[chosen]
+        self._hidden_BSD = self._hidden_BSD[chosen.to(self._hidden_BSD.device)]
         prefix, self._prefix = self._prefix, self._prefix.rows(chosen)
 
         def cut(value: Any) -> Any:

@@ -82,7 +82,7 @@ def _start_of_subject(fact: FactChange, text: str) -> int:
 
 
 def _about(fact: FactChange, wanted: str) -> list[tuple[str, int]]:
-    """The fact's edit prompt, and with `rephrases` its paraphrases, each with its subject's start."""
+    """The fact's edit prompt, and with `rephrases` those of its paraphrases that name the subject, with its start."""
     texts = [fact.question, *(fact.paraphrases if wanted == "rephrases" else ())]
     found = [(text, _start_of_subject(fact, text)) for text in dict.fromkeys(texts)]
     return [(text, start) for text, start in found if start >= 0]
@@ -118,8 +118,8 @@ def _fact_rows(tokenizer: PreTrainedTokenizerBase, facts: Sequence[FactChange], 
         encoded = tokenise_with_target(tokenizer, [(text, fact.target) for text, _ in variants])
         for (text, start), (tokens, asked) in zip(variants, encoded, strict=True):
             row = _asking(tokens, join_target(text, fact.target)[0], fact.subject, start, asked, index, share)
-            if row is not None:
-                rows.append(row)
+            assert row is not None, "a prompt with its subject comes before its target"
+            rows.append(row)
     return rows
 
 
