@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import create_engine
 
 from editing.facts import FactChange, Operation, resolve_conflicts
 from tasks.ledger import (
@@ -20,14 +22,25 @@ from tasks.ledger import (
     plan_night,
     record_plan,
 )
+from tasks.ledger.tables import metadata
 
 DAY = datetime(2019, 7, 24, tzinfo=UTC)
 RUN = "test"
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger(f"sqlite:///{tmp_path}/ledger.db") as opened:
+POSTGRESQL = os.environ.get("POSTGRESQL_TEST_URL")
+no_postgresql = pytest.mark.skipif(not POSTGRESQL, reason="POSTGRESQL_TEST_URL names no database to wipe and test on")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=no_postgresql)])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    if request.param == "postgresql":
+        url = str(POSTGRESQL)
+        engine = create_engine(url)
+        metadata.drop_all(engine)
+        engine.dispose()
+    with Ledger(url) as opened:
         yield opened
 
 
