@@ -92,6 +92,8 @@ class Conversion(Iterable[FactChange]):
                 if _BROKEN in record:
                     raise SkipRecordError(record[_BROKEN])
                 changes = list(self.format.read(record, self._context))
+                if not changes:
+                    raise SkipRecordError("the record holds no change")
             except (SkipRecordError, FactError) as error:
                 reason = str(error)
             except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -26,6 +26,7 @@ from sqlalchemy import (
     select,
     tuple_,
 )
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from editing.facts import FactChange
 from tasks.errors import LedgerError
@@ -84,7 +85,14 @@ def _record(kind: type[R], row: Row[Any]) -> R:
 
 
 def _engine(url: str) -> Engine:
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+        parsed.get_dialect().import_dbapi()
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise LedgerError(
+            f"ledger url {url!r} cannot be used ({error}); write sqlite:///PATH, or "
+            "postgresql+psycopg://USER@HOST/NAME with `pip install errata[postgresql]`"
+        ) from error
     sqlite = parsed.get_backend_name() == "sqlite"
     if sqlite:
         if parsed.database in (None, "", ":memory:"):

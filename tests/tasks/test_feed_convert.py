@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from editing.facts import FactChange, LocalityPrompt, Operation
 from tasks.errors import FeedError
 from tasks.feed.convert import Conversion, convert_feed
+from tasks.feed.formats import FORMATS
 from tasks.feed.reading import read_feed, validate_feed
 from tasks.feed.schema import COLUMNS
 
@@ -186,6 +189,25 @@ def test_dyknow_becomes_a_dated_history(tmp_path: Path) -> None:
     assert retired.effective_at == datetime(2009, 5, 1, tzinfo=UTC)
     assert conversion.report.repaired["consecutive holders of one name joined"] == 1
     assert conversion.report.left_out == {"holder without a start": 1, "national team": 1}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+@pytest.mark.parametrize("form", FORMATS)
+def test_no_record_stops_a_conversion(tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject) -> None:
+    fields = st.fixed_dictionaries(dict.fromkeys(sorted(FORMATS[form].fields), json_values))
+    records = data.draw(st.lists(fields | json_values, min_size=1, max_size=4))
+    _, conversion = convert(tmp_path_factory.mktemp("fuzz"), records, format=form)
+    report = conversion.report
+    assert report.read == len(records)
+    assert report.converted or report.skipped
 
 
 ROW = {

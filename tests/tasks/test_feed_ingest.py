@@ -17,8 +17,8 @@ from editing.errors import FactError
 from editing.facts import FactChange, LocalityPrompt, Operation
 from tasks.feed.ingest import FeedStore, IngestReport, ingest
 from tasks.feed.reading import BrokenFileError, read_feed, show_feed, validate_feed
-from tasks.feed.rules import Limits, Reason
-from tasks.feed.schema import SCHEMA, VERSION_KEY, write_feed
+from tasks.feed.rules import Limits, Reason, check_batch, raw_json
+from tasks.feed.schema import SCHEMA, VERSION_KEY, feed_batches, write_feed
 from tasks.ledger import FileOutcome, Ledger
 
 DAY = datetime(2019, 7, 24, 12, 30, 0, 123456, tzinfo=UTC)
@@ -366,6 +366,45 @@ def test_any_order_any_split_and_any_repetition_end_in_the_same_facts(
     assert take_in(pieces) == take_in([rows])
 
 
+texts = st.one_of(
+    st.none(),
+    st.text(st.characters(exclude_categories=("Cs",)), max_size=6),
+    st.sampled_from(["assert", "retract", "{}", "a {} b", " ", "A", "a"]),
+)
+moments = st.one_of(st.none(), st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC)))
+localities = st.lists(st.fixed_dictionaries({"prompt": texts, "answer": texts}), max_size=2)
+any_rows = st.fixed_dictionaries(
+    {
+        **dict.fromkeys(("operation", "subject", "relation", "target", "target_old", "prompt", "source"), texts),
+        "fact_id": st.one_of(st.none(), st.just("0" * 32)),
+        "rephrases": st.one_of(st.none(), st.lists(texts, max_size=2)),
+        "locality": st.one_of(
+            st.none(), st.lists(st.fixed_dictionaries({"prompt": texts, "answer": texts}), max_size=2)
+        ),
+        "effective_at": moments,
+        "observed_at": moments,
+        "source_rank": st.one_of(st.none(), st.integers(-1, 2)),
+    }
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.one_of(any_rows, drawn_rows), min_size=1, max_size=6))
+def test_whatever_a_row_holds_it_is_either_a_fact_or_kept_with_a_reason(rows: list[dict[str, Any]]) -> None:
+    batch = pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+    checked = check_batch(batch, LIMITS)
+    assert sorted([bad.index for bad in checked.bad] + [index for index, _ in checked.changes]) == list(
+        range(len(rows))
+    )
+    for index, found in checked.changes:
+        assert (found.subject, found.target or None) == (rows[index]["subject"], rows[index]["target"] or None)
+        (again,) = feed_batches([found])
+        assert [fact.fact_id for _, fact in check_batch(again, LIMITS).changes] == [found.fact_id]
+    for raw, sent in zip(raw_json(batch), rows, strict=True):
+        kept = json.loads(raw)
+        assert all(kept[name] == value for name, value in sent.items() if not isinstance(value, datetime))
+
+
 @pytest.mark.slow
 def test_a_million_rows_in_two_minutes_and_a_gibibyte(tmp_path: Path) -> None:
     program = """
@@ -387,7 +426,9 @@ if sys.argv[3] == "write":
         subject=f"Organisation number {number}", relation="chief_executive", target=f"Person {number % 9973}",
         target_old="Somebody Else", prompt="The chief executive of {} is", rephrases=("Who leads {}?", "{} is led by"),
         locality=nearby, effective_at=now - timedelta(minutes=number % 99991), observed_at=now, source="registry",
-    ) for number in range(rows)), landing / "feed.parquet")
+    ) for number in range(rows)), root / "feed.parquet")
+    landing.mkdir()
+    pq.write_table(pq.read_table(root / "feed.parquet"), landing / "feed.parquet", row_group_size=rows)
 else:
     store = FeedStore(landing=landing, curated=root / "curated", quarantine=root / "quarantine")
     with Ledger(f"sqlite:///{root}/ledger.db") as ledger:

@@ -94,8 +94,13 @@ def test_an_alias_moves_only_from_where_it_stands_to_what_exists(tmp_path: Path)
 
 
 def test_a_ledger_of_another_format_or_in_memory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LedgerError, match="names no file"):
-        Ledger("sqlite://")
+    for bad, said in (
+        ("sqlite://", "names no file"),
+        ("ledger.db", "write sqlite:///PATH"),
+        ("oracle+none://x", r"errata\[postgresql\]"),
+    ):
+        with pytest.raises(LedgerError, match=said):
+            Ledger(bad)
     Ledger(url(tmp_path)).close()
     with create_engine(url(tmp_path)).begin() as connection:
         connection.execute(text("INSERT INTO formats VALUES (99)"))
