@@ -135,6 +135,10 @@ class ProbeSuite(Suite):
             {key: asdict(output) for key, output in self.frozen.items() if key in wanted},
         ]
 
+    def stratum(self, item: Any) -> str:
+        """The probe's metric."""
+        return str(item.metric)
+
     def metric_sizes(self) -> dict[str, int]:
         """Probes by metric, for each protocol."""
         counts = Counter(probe.metric for probe in self.items)

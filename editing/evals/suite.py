@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -69,12 +70,21 @@ class Suite(ABC):
     def __len__(self) -> int:
         return len(self.items)
 
+    def stratum(self, item: Any) -> str:
+        """The part of the suite that a sample draws from in turn: its metrics keep alike sizes."""
+        return ""
+
     def sample(self, n: int, seed: int = 0) -> Self:
-        """At most `n` items, the same ones for the same seed whatever else the suite holds, in the old order."""
+        """At most `n` items in the old order, as evenly from each stratum as it has items; seeded by item id."""
         if n >= len(self.items):
             return self
-        drawn = sorted(self.items, key=lambda item: sha256(f"{seed}:{item.item_id}".encode()).digest())[:n]
-        kept = {item.item_id for item in drawn}
+        drawn = sorted(self.items, key=lambda item: sha256(f"{seed}:{item.item_id}".encode()).digest())
+        taken: Counter[str] = Counter()
+        ranks: dict[str, int] = {}
+        for item in drawn:
+            ranks[item.item_id] = taken[self.stratum(item)]
+            taken[self.stratum(item)] += 1
+        kept = {item.item_id for item in sorted(drawn, key=lambda item: ranks[item.item_id])[:n]}
         return replace(self, items=tuple(item for item in self.items if item.item_id in kept))
 
     def without(self, reason: str, dropped: Callable[[Item], bool]) -> Self:

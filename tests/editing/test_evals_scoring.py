@@ -362,6 +362,9 @@ def test_suites_know_their_content_and_sample_stably():
     fewer = suite.without("test", lambda item: item.prompt not in drawn and item.prompt[4] == "m")
     assert drawn == {p.prompt for p in fewer.sample(4, seed=1).items}
     assert sum(fewer.excluded.values()) == len(suite) - len(fewer)
+    mixed = replace(suite, items=tuple(replace(p, metric=f"m{i > 1}") for i, p in enumerate(suite.items)))
+    assert set(mixed.sample(4).metric_sizes().values()) == {2}
+    assert mixed.sample(5).metric_sizes()["probes.mFalse.generated"] == 2
     left = without_edited(suite, [fact(target="Ben Hale", target_old="Ada Moss")])
     assert left.excluded == {"contradicted by an edit": 2}
     with pytest.raises(SuiteError, match="twice"):

@@ -110,6 +110,10 @@ class CounterFactSuite(Suite):
     def _metric(self, kind: str) -> str:
         return EFFICACY if self.edited and kind == REWRITE else kind
 
+    def stratum(self, item: Any) -> str:
+        """The kind of prompt."""
+        return str(item.kind)
+
     def metric_sizes(self) -> dict[str, int]:
         """Prompts by kind, once for success and once for magnitude."""
         counts = Counter(self._metric(item.kind) for item in self.items)
