@@ -198,7 +198,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 @pytest.mark.parametrize("form", FORMATS)
 def test_no_record_stops_a_conversion(tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject) -> None:

@@ -225,7 +225,7 @@ changes = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(changes, st.lists(st.integers(0, 3), min_size=8, max_size=8))
 def test_however_changes_spread_over_nights_the_newest_of_each_key_ends_in_the_state(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[str, int, str, int]], nights: list[int]
