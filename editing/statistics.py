@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from editing.errors import StatisticsError
 from editing.models import BaseModel
 from editing.models.trace import inputs_of, removing
-from editing.storage import canonical_json, read_json, read_tensors, replace_file, tensors_digest, write_json
+from editing.storage import canonical_json, read_json, read_tensors, tensors_digest, write_json, write_tensors
 from editing.tokenisation import pad, padding_id, tokenise
 
 FORMAT = 1
@@ -89,7 +88,7 @@ class SecondMoments:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"moments.{layer}": tensor for layer, tensor in self.moments.items()}
         tensors |= {f"background.{layer}": tensor for layer, tensor in self.background.items()}
-        replace_file(folder / "statistics.safetensors", lambda path: save_file(tensors, path))
+        write_tensors(folder / "statistics.safetensors", tensors)
         content = {
             "format": FORMAT,
             "key": self.key,
@@ -154,7 +153,7 @@ class _Sums:
         tensors = {"priorities": self.priorities, "counts": torch.tensor([self.texts_done, self.n_tokens])}
         for layer, total in self.sums.items():
             tensors |= {f"sums.{layer}": total, f"rows.{layer}": self.rows[layer]}
-        replace_file(folder / f"partial-{key[:16]}.safetensors", lambda path: save_file(tensors, path))
+        write_tensors(folder / f"partial-{key[:16]}.safetensors", tensors)
 
     @classmethod
     def restore(cls, path: Path, layers: Sequence[int]) -> _Sums:

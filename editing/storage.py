@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from editing.errors import EditingError
@@ -25,6 +25,18 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, readable by whoever may read the other files of its folder."""
+
+    def write(beside: Path) -> None:
+        beside.touch()
+        mode = beside.stat().st_mode
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
+        beside.chmod(mode)
+
+    replace_file(path, write)
 
 
 def canonical_json(content: Any) -> str:

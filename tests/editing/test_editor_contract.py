@@ -1,5 +1,6 @@
 """What every editor promises, on a tiny random model of every architecture."""
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -432,3 +433,28 @@ def test_contradicting_settings_are_refused(tiny_base, moments, settings, messag
 def test_a_method_that_does_not_exist_is_named():
     with pytest.raises(ConfigError, match="'grace' is unknown; use one of coachhook"):
         get_editor("grace")
+
+
+def test_states_of_earlier_formats_load_for_ever(tiny_base):
+    """The golden folder was written once, by the first version of its format, and is never written again."""
+    folder = Path(__file__).parent / "golden" / "coachhook_format_1"
+    identity = json.loads((folder / "state.json").read_text())["base"]
+    base = dataclasses.replace(
+        tiny_base("gpt2"), fingerprint=identity["fingerprint"], tokenizer_hash=identity["tokenizer_hash"]
+    )
+    state = EDITOR.load(folder, base)
+    assert [(fact.subject, fact.target) for fact in state.facts] == [("Arden", "Vance"), ("Belmont", "Stern")]
+    with EDITOR.attach(base, state):
+        alone(base, PROMPTS)
+
+
+@torch.no_grad()
+def test_a_half_precision_base_serves_a_copy_and_keeps_the_masters(tiny_base, edited):
+    base = tiny_base("llama")
+    state = edited(1, "llama")
+    half = dataclasses.replace(base, model=copy.deepcopy(base.model).to(torch.bfloat16))
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    with EDITOR.attach(half, state):
+        logits = alone(half, PROMPTS)
+    assert all(torch.isfinite(each).all() and each.dtype == torch.bfloat16 for each in logits)
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.tensors().items())

@@ -6,15 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.state import FORMAT, METHOD, BatchRecord, CoachHookState, LayerState, SubjectTarget
 from editing.errors import StateError
 from editing.facts import FactChange
 from editing.models import BaseModel
 from editing.statistics import SecondMoments
-from editing.storage import read_json, read_tensors, replace_file, write_json
+from editing.storage import read_json, read_tensors, replace_file, write_json, write_tensors
 
 
 def save(state: CoachHookState, folder: Path) -> str:
@@ -26,8 +24,7 @@ def save(state: CoachHookState, folder: Path) -> str:
     state.require_finite()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "state.json").unlink(missing_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in state.tensors().items()}
-    replace_file(folder / "state.safetensors", lambda path: save_file(tensors, path))
+    write_tensors(folder / "state.safetensors", state.tensors())
     readme = (
         f"# An edit state of Errata\n\nMethod {METHOD}, format {FORMAT}, {len(state.facts)} facts, for the base model "
         f"`{state.model_id}` (fingerprint `{state.base_fingerprint}`).\n\n`state.json` says what it was made from and "
