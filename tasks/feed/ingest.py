@@ -18,6 +18,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.errors import FeedError
 from tasks.feed.files import file_digest, replacing, scratch_of
 from tasks.feed.reading import BrokenFileError, read_batches
 from tasks.feed.rules import BadRow, Limits, Reason, check_batch, raw_json
@@ -79,8 +80,10 @@ def ingest(
 
     A file whose bytes were taken in before changes nothing, under whatever name. Broken files are
     quarantined whole; a file that cannot be opened or is still being written is left for the next
-    time. Names with a leading dot are passed over.
+    time. Names with a leading dot are passed over. Raises `FeedError` when there is no landing zone.
     """
+    if not store.landing.is_dir():
+        raise FeedError(f"the landing zone {store.landing} is no folder; make it, or correct the setting")
     run = _Ingestion(store, ledger, limits, run_id, at)
     paths = sorted(_landed(store.landing))
     files: list[FileRecord] = []

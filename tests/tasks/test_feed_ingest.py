@@ -2,7 +2,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from editing.errors import FactError
 from editing.facts import FactChange, LocalityPrompt, Operation
+from tasks.errors import FeedError
 from tasks.feed.ingest import FeedStore, IngestReport, ingest
 from tasks.feed.reading import BrokenFileError, read_feed, show_feed, validate_feed
-from tasks.feed.rules import Limits, Reason, check_batch, raw_json
+from tasks.feed.rules import CheckedBatch, Limits, Reason, check_batch, raw_json
 from tasks.feed.schema import SCHEMA, VERSION_KEY, feed_batches, write_feed
 from tasks.ledger import FileOutcome, Ledger
 
@@ -271,6 +272,36 @@ def test_a_feed_with_text_that_is_no_unicode_is_not_written(tmp_path: Path) -> N
     with pytest.raises(FactError, match="lone surrogate"):
         write_feed([change(), change(subject="\ud800")], tmp_path / "feed.parquet")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_grows_while_it_is_read_waits_for_the_next_time(home: Home) -> None:
+    path = home.land([row(subject="a long enough subject")])
+    whole = path.read_bytes()
+
+    def count(texts: Sequence[str]) -> list[int]:
+        path.write_bytes(whole + b"more")
+        return [1] * len(texts)
+
+    report = home.ingest(Limits.at(NOW, subject_tokens=1, count_tokens=count))
+    assert list(report.unread) == ["feed.parquet"]
+    assert home.ledger.files() == []
+    assert not [path for path in home.store.curated.rglob("*") if path.is_file()]
+    path.write_bytes(whole)
+    assert home.ingest().accepted == 1
+
+
+def test_a_missing_landing_zone_is_an_error(home: Home) -> None:
+    home.store.landing.rmdir()
+    with pytest.raises(FeedError, match="landing is no folder"):
+        home.ingest()
+
+
+def test_a_slice_of_a_batch_is_checked_like_a_batch_of_its_own() -> None:
+    rows = [row(subject=f"Country {number}", rephrases=["r"] * number) for number in range(4)]
+    rows[3]["rephrases"] = ["fine", ""]
+    batch = pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+    assert check_batch(batch.slice(2), LIMITS) == check_batch(batch.take(pa.array([2, 3])), LIMITS)
+    assert check_batch(batch.slice(0, 0), LIMITS) == CheckedBatch([], [])
 
 
 KILLED = """
