@@ -6,6 +6,7 @@ are part of the store once the ledger names them. A run killed anywhere is repai
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from tasks.errors import FeedError
 from tasks.feed.files import file_digest, replacing, scratch_of
-from tasks.feed.reading import BrokenFileError, read_batches
+from tasks.feed.reading import BrokenFileError, read_batches, row_count
 from tasks.feed.rules import BadRow, Limits, Reason, check_batch, raw_json
 from tasks.feed.schema import SCHEMA, parquet_writer
 from tasks.ledger import FileOutcome, FileRecord, Intake, Ledger, QuarantinedRow, ReceivedFact
@@ -80,20 +81,25 @@ def ingest(
 
     A file whose bytes were taken in before changes nothing, under whatever name. Broken files are
     quarantined whole; a file that cannot be opened or is still being written is left for the next
-    time. Names with a leading dot are passed over. Raises `FeedError` when there is no landing zone.
+    time. Names with a leading dot are passed over. Progress is in bytes of the landing zone.
+    Raises `FeedError` when there is no landing zone.
     """
     if not store.landing.is_dir():
         raise FeedError(f"the landing zone {store.landing} is no folder; make it, or correct the setting")
     run = _Ingestion(store, ledger, limits, run_id, at)
-    paths = sorted(_landed(store.landing))
+    landed = sorted(_landed(store.landing))
     files: list[FileRecord] = []
     unread: dict[str, str] = {}
-    for number, path in enumerate(paths):
-        if progress:
-            progress("ingest", number, len(paths))
-        name = path.relative_to(store.landing).as_posix()
+    done, total = 0, sum(size for _, size in landed)
+    for path, size in landed:
+
+        def tick(part: float, done: int = done, size: int = size) -> None:
+            if progress:
+                progress("ingest", done + int(size * part), total)
+
+        name = _name(path, store.landing)
         try:
-            record = run.take(path, name)
+            record = run.take(path, name, tick)
         except _StillChangingError:
             unread[name] = f"{name} changed while it was read; it is taken in next time"
         except OSError as error:
@@ -103,9 +109,9 @@ def ingest(
         else:
             if record is not None:
                 files.append(record)
-    if progress:
-        progress("ingest", len(paths), len(paths))
-    known = len(paths) - len(files) - len(unread)
+        tick(1.0)
+        done += size
+    known = len(landed) - len(files) - len(unread)
     return IngestReport(files=tuple(files), known=known, unread=unread, reasons=run.reasons)
 
 
@@ -113,11 +119,17 @@ class _StillChangingError(Exception):
     """The landed file is not the one whose digest was taken."""
 
 
-def _landed(landing: Path) -> Iterator[Path]:
+def _landed(landing: Path) -> Iterator[tuple[Path, int]]:
+    """The files of the landing zone with their sizes in bytes."""
     for path in landing.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(landing).parts)
         if path.is_file() and not hidden:
-            yield path
+            yield path, path.stat().st_size
+
+
+def _name(path: Path, landing: Path) -> str:
+    """The file's name under the landing zone; bytes that are no UTF-8 are escaped."""
+    return os.fsencode(path.relative_to(landing).as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -158,14 +170,14 @@ class _Ingestion:
     at: datetime
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def take(self, path: Path, name: str) -> FileRecord | None:
-        """Take in one file; None when its bytes were taken in before."""
+    def take(self, path: Path, name: str, tick: Callable[[float], None]) -> FileRecord | None:
+        """Take in one file, telling `tick` what part is done; None when its bytes were taken in before."""
         stamp = _stamp(path)
         digest = file_digest(path)
         if self.ledger.file(digest) is not None:
             return None
         try:
-            record, reasons = self._take_rows(path, name, digest, stamp)
+            record, reasons = self._take_rows(path, name, digest, stamp, tick)
         except BrokenFileError as error:
             if _stamp(path) != stamp:
                 raise _StillChangingError from error
@@ -173,9 +185,12 @@ class _Ingestion:
         self.reasons.update(reasons)
         return record
 
-    def _take_rows(self, path: Path, name: str, digest: str, stamp: tuple[int, int]) -> tuple[FileRecord, Counter[str]]:
+    def _take_rows(
+        self, path: Path, name: str, digest: str, stamp: tuple[int, int], tick: Callable[[float], None]
+    ) -> tuple[FileRecord, Counter[str]]:
         partition = f"ingest_date={self.at:%Y-%m-%d}/{digest}.parquet"
         rows = accepted = 0
+        total = row_count(path)
         reasons: Counter[str] = Counter()
         with self.ledger.intake() as intake:
             _discard(digest, self.store.curated, self.store.quarantine)
@@ -190,6 +205,7 @@ class _Ingestion:
                     rows += len(batch)
                     accepted += len(fresh)
                     reasons.update(str(row.reason) for row in rejected)
+                    tick(rows / total)
                 if _stamp(path) != stamp:
                     raise _StillChangingError
             record = FileRecord(
@@ -233,7 +249,7 @@ class _Ingestion:
 
     def _keep_aside(self, path: Path, name: str, digest: str, error: BrokenFileError) -> FileRecord:
         """Quarantine a whole file: a copy of its bytes, and the ledger's record of why."""
-        kept = f"files/{digest}/{path.name}"
+        kept = f"files/{digest}/{Path(name).name}"
         with replacing(self.store.quarantine / kept) as scratch:
             shutil.copyfile(path, scratch)
         record = FileRecord(

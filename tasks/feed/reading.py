@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from editing.facts import FactChange
 from tasks.errors import FeedError
-from tasks.feed.rules import Limits, Reason, check_batch
+from tasks.feed.rules import Limits, Reason, check_batch, plain_rows
 from tasks.feed.schema import BATCH_ROWS, SCHEMA_VERSION, VERSION_KEY, conform, schema_differences
 
 _MAGIC = b"PAR1"
@@ -27,21 +28,27 @@ class BrokenFileError(FeedError):
         self.reason = reason
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    if path.stat().st_size == 0:
-        raise BrokenFileError(Reason.EMPTY_FILE, "the file has no bytes; send it again")
-    try:
-        return pq.ParquetFile(path, buffer_size=_BUFFER, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        with path.open("rb") as stream:
-            begins = stream.read(len(_MAGIC)) == _MAGIC
-        if begins:
-            raise BrokenFileError(
-                Reason.TRUNCATED, f"the Parquet file ends too soon or its footer is damaged ({error}); send it again"
-            ) from error
-        raise BrokenFileError(
-            Reason.NOT_PARQUET, "the file is not Parquet; `errata feed convert` makes feeds of other formats"
-        ) from error
+@contextmanager
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
+    with path.open("rb") as stream:
+        begins = stream.read(len(_MAGIC))
+        if not begins:
+            raise BrokenFileError(Reason.EMPTY_FILE, "the file has no bytes; send it again")
+        try:
+            file = pq.ParquetFile(stream, buffer_size=_BUFFER, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            if begins == _MAGIC:
+                sentence = f"the Parquet file ends too soon or its footer is damaged ({error}); send it again"
+                raise BrokenFileError(Reason.TRUNCATED, sentence) from error
+            sentence = "the file is not Parquet; `errata feed convert` makes feeds of other formats"
+            raise BrokenFileError(Reason.NOT_PARQUET, sentence) from error
+        yield file
+
+
+def row_count(path: Path) -> int:
+    """The file's number of rows, from its footer. Raises `BrokenFileError` when there is none."""
+    with _open(path) as file:
+        return file.metadata.num_rows
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -122,7 +129,7 @@ def read_feed(path: Path | str, limits: Limits | None = None) -> Iterator[FactCh
 
 @dataclass(frozen=True, slots=True)
 class FeedSummary:
-    """What a feed file holds at a glance: its stamp, size and first rows."""
+    """What a feed file holds at a glance: its stamp, size and first rows as plain JSON types."""
 
     schema_version: str
     rows: int
@@ -135,7 +142,7 @@ def show_feed(path: Path | str, most: int = 10) -> FeedSummary:
     path = Path(path)
     first: list[dict[str, Any]] = []
     for batch in read_batches(path):
-        first += batch.slice(0, most - len(first)).to_pylist()
+        first += plain_rows(batch.slice(0, most - len(first)))
         if len(first) >= most:
             break
     with _open(path) as file:

@@ -121,7 +121,7 @@ def check_batch(batch: pa.RecordBatch, limits: Limits) -> CheckedBatch:
         bad.append(BadRow(int(places[index]), rule.reason, rule.sentence(row)))
     changes: list[tuple[int, FactChange]] = []
     sound = np.flatnonzero(broken == len(rules))
-    for place, row in zip(places[sound], rows_of(decoded.take(pa.array(sound))), strict=True):
+    for place, row in zip(places[sound], _rows_of(decoded.take(pa.array(sound))), strict=True):
         outcome = _build(int(place), row)
         if isinstance(outcome, BadRow):
             bad.append(outcome)
@@ -136,7 +136,7 @@ def _as_mask(found: pa.Array | np.ndarray) -> np.ndarray:
     return pc.fill_null(found, False).to_numpy(zero_copy_only=False)
 
 
-def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     """The rows of a conforming batch as keyword arguments of `FactChange`, and `fact_id`."""
     columns = {name: batch.column(name).to_pylist() for name in batch.schema.names if name not in TIMES}
     for name in TIMES:
@@ -357,16 +357,17 @@ def raw_json(batch: pa.RecordBatch) -> list[str]:
 
     Bytes that are no UTF-8 stand as lone surrogates (Python's `surrogateescape`), times as text.
     """
+    return [json.dumps(row) for row in plain_rows(batch, "surrogateescape")]
+
+
+def plain_rows(batch: pa.RecordBatch, errors: str = "backslashreplace") -> Iterator[dict[str, Any]]:
+    """The rows of a conforming batch, sound or not, as plain JSON types; `errors` as in `bytes.decode`."""
     columns = {}
     for name in batch.schema.names:
-        column = batch.column(name)
-        if name in TIMES:
-            column = column.cast(pa.string())
+        column = batch.column(name).cast(pa.string()) if name in TIMES else batch.column(name)
         columns[name] = column.cast(_as_bytes(column.type)).to_pylist()
-    return [
-        json.dumps({name: _text(value) for name, value in zip(columns, values, strict=True)})
-        for values in zip(*columns.values(), strict=True)
-    ]
+    for values in zip(*columns.values(), strict=True):
+        yield {name: _decoded(value, errors) for name, value in zip(columns, values, strict=True)}
 
 
 def _as_bytes(kind: pa.DataType) -> pa.DataType:
@@ -379,11 +380,11 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _text(value: Any) -> Any:
+def _decoded(value: Any, errors: str) -> Any:
     if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
+        return value.decode("utf-8", errors)
     if isinstance(value, list):
-        return [_text(item) for item in value]
+        return [_decoded(item, errors) for item in value]
     if isinstance(value, dict):
-        return {name: _text(item) for name, item in value.items()}
+        return {name: _decoded(item, errors) for name, item in value.items()}
     return value

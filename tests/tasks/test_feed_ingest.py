@@ -171,6 +171,7 @@ def test_bytes_that_are_no_text_are_quarantined_and_can_be_had_back(home: Home) 
     assert "subject b'T\\xffgo'" in bad["sentence"]
     assert "rephrases" in nested["sentence"]
     assert json.loads(bad["raw"])["subject"].encode("utf-8", "surrogateescape") == b"T\xffgo"
+    assert show_feed(home.store.landing / "feed.parquet").first[1]["subject"] == "T\\xffgo"
 
 
 def test_years_that_python_has_no_date_for_are_quarantined(home: Home) -> None:
@@ -179,6 +180,7 @@ def test_years_that_python_has_no_date_for_are_quarantined(home: Home) -> None:
     index = SCHEMA.get_field_index("effective_at")
     pq.write_table(table.set_column(index, SCHEMA.field(index), times), home.store.landing / "feed.parquet")
     assert home.ingest().reasons == {Reason.IMPOSSIBLE_DATE: 2}
+    assert show_feed(home.store.landing / "feed.parquet").first[0]["effective_at"].startswith("-0001-01-01")
 
 
 def test_a_retraction_needs_neither_prompt_nor_target(home: Home) -> None:
@@ -288,6 +290,18 @@ def test_a_file_that_grows_while_it_is_read_waits_for_the_next_time(home: Home) 
     assert not [path for path in home.store.curated.rglob("*") if path.is_file()]
     path.write_bytes(whole)
     assert home.ingest().accepted == 1
+
+
+def test_progress_counts_bytes_up_to_all_of_them(home: Home) -> None:
+    sizes = [home.land([row(subject=name)], f"{name}.parquet").stat().st_size for name in ("Ghana", "Togo")]
+    (home.store.landing / os.fsdecode(b"b\xffd.parquet")).write_bytes(b"no feed")
+    told: list[tuple[str, int, int]] = []
+    report = ingest(
+        home.store, home.ledger, limits=LIMITS, run_id="run", at=NOW, progress=lambda *step: told.append(step)
+    )
+    assert told == sorted(told)
+    assert told[-1] == ("ingest", sum(sizes) + 7, sum(sizes) + 7)
+    assert {file.name for file in report.files} == {"Ghana.parquet", "Togo.parquet", "b\\xffd.parquet"}
 
 
 def test_a_missing_landing_zone_is_an_error(home: Home) -> None:
