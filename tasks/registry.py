@@ -20,6 +20,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from tasks.errors import TasksError
+from tasks.settings import MLFLOW_PORT
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -27,13 +30,14 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 NIGHT_TAG = "errata.night"
 DIGEST_TAG = "errata.state_digest"
+POINTED_TAG = "errata.pointed"
 STATE_FOLDER = "state"
 TABLES_TAG = "mlflow.loggedArtifacts"
 PARAM_LIMIT = 6000
 PARAMS_A_CALL = 100
 
 
-class RegistryError(RuntimeError):
+class RegistryError(TasksError, RuntimeError):
     """A version or alias does not exist, or what the registry gives back is not what was put in."""
 
 
@@ -119,14 +123,34 @@ class Registry:
         found = self._client.search_model_versions(f"name = '{self.name}'")
         return sorted(map(_version, found), key=lambda version: version.number)
 
-    def move(self, alias: str, version: int) -> None:
-        """Point `alias` at `version`."""
-        self._client.set_registered_model_alias(self.name, alias, str(version))
+    def point(self, alias: str, version: int | None) -> None:
+        """Point `alias` at `version`, or take it away, and remember that it was done here."""
+        now = self._number(alias)
+        if now != version:
+            if version is None:
+                self._client.delete_registered_model_alias(self.name, alias)
+            else:
+                self._client.set_registered_model_alias(self.name, alias, str(version))
+        if self._remembered(alias) != version:
+            self._client.set_registered_model_tag(self.name, f"{POINTED_TAG}.{alias}", str(version))
 
-    def unset(self, alias: str) -> None:
-        """Take `alias` away, if any version holds it."""
-        if self.aliased(alias):
-            self._client.delete_registered_model_alias(self.name, alias)
+    def moved_by_hand(self, alias: str) -> tuple[bool, int | None]:
+        """Whether `alias` is elsewhere than `point` last put it, and where it is."""
+        now = self._number(alias)
+        return now != self._remembered(alias), now
+
+    def _number(self, alias: str) -> int | None:
+        version = self.aliased(alias)
+        return version.number if version else None
+
+    def _remembered(self, alias: str) -> int | None:
+        try:
+            told = self._client.get_registered_model(self.name).tags.get(f"{POINTED_TAG}.{alias}", "None")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return None if told == "None" else int(told)
 
     def tag(self, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
@@ -167,12 +191,11 @@ class NightRun:
         self.experiment_id: str = run.info.experiment_id
 
     @property
-    def url(self) -> str | None:
-        """The run's page, when the tracking store is a server."""
+    def url(self) -> str:
+        """The run's page, on the tracking server or on the one that `errata ui` starts for an embedded store."""
         server = self._client.tracking_uri
-        if not server.startswith("http"):
-            return None
-        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        pages = server.rstrip("/") if server.startswith("http") else f"http://127.0.0.1:{MLFLOW_PORT}"
+        return f"{pages}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; values longer than MLflow takes are cut."""

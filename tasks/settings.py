@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,31 +19,45 @@ from pydantic_settings import (
     SettingsError as PydanticSettingsError,
 )
 
+from tasks.errors import TasksError
+
 CONFIG_NAME = "errata.toml"
 CONFIG_VARIABLE = "ERRATA_CONFIG"
 PREFIX = "ERRATA_"
 # Variables with the prefix that are no settings.
 RESERVED = frozenset({CONFIG_VARIABLE, "ERRATA_DATA", "ERRATA_FAULT"})
 ALMANAC = "almanac"
+PREFECT_PORT, MLFLOW_PORT = 4200, 5080  # of the pages that `errata ui` starts
+PATHS = (("feed", "landing"), ("statistics", "corpus"))
+# Prefect's pages keep every log line; only the terminal is spared.
 QUIET = {
-    "PREFECT_LOGGING_LEVEL": "WARNING",
-    "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
     "DO_NOT_TRACK": "true",
 }
 
 
-class SettingsError(ValueError):
+class SettingsError(TasksError, ValueError):
     """A setting is unknown, of the wrong type, or its file cannot be read."""
 
 
+def _without_empty(values: Any) -> Any:
+    return {key: value for key, value in values.items() if value != ""} if isinstance(values, dict) else values
+
+
 class Section(BaseModel):
-    """A table of `errata.toml`; unknown keys are errors."""
+    """A table of `errata.toml`; unknown keys are errors, an empty text means the default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    _empty = model_validator(mode="before")(_without_empty)
 
 
 class ModelSettings(Section):
@@ -64,6 +78,16 @@ class EditorSettings(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="Fields of the method's own config.")
 
 
+class StatisticsSettings(Section):
+    """The text sample that second moments are computed over."""
+
+    corpus: Path | None = Field(None, description="Text or Parquet file; the Almanac has its own.")
+    max_tokens: int = Field(100_000, ge=1, description="Tokens taken, at most.")
+    max_length: int = Field(256, ge=1, description="Tokens of one text, at most.")
+    background_keys: int = Field(2048, ge=1, description="Keys kept as the background of a calibrated scope.")
+    seed: int = Field(0, description="Draws the background keys.")
+
+
 class FeedSettings(Section):
     """What the feed may hold."""
 
@@ -72,27 +96,27 @@ class FeedSettings(Section):
     landing: Path | None = Field(None, description="Landing zone of feed files; default: landing/ under home.")
 
 
+class SuiteSettings(Section):
+    """One suite of the nightly evaluation."""
+
+    path: Path = Field(description="File or folder in the suite's published format.")
+    limit: int = Field(300, ge=1, description="Items drawn, at most; the same ones every night.")
+    options: dict[str, Any] = Field(default_factory=dict, description="The suite's own options: shots, form, split.")
+
+
 class EvaluationSettings(Section):
     """What is measured every night, and how."""
 
-    suites: Path | None = Field(None, description="Folder of suites; default: the Almanac's own.")
-    limit: int = Field(300, ge=1, description="Items per suite: the first ones in stable order.")
+    suites: dict[str, SuiteSettings] = Field(default_factory=dict, description="By name; default: the Almanac's four.")
     batch_size: int = Field(64, ge=1, description="Fixed, because scores may move with it; recorded in every report.")
     retention: int = Field(100, ge=1, description="Facts of earlier nights that are asked again, at most.")
+    seed: int = Field(0, description="Draws the samples.")
 
 
 class GateSettings(Section):
     """The policy that decides promotion: fields of `editing.evals.gate.Policy`."""
 
     policy: dict[str, Any] = Field(default_factory=dict, description="Overrides of the default policy.")
-
-
-class ScheduleSettings(Section):
-    """When the deployed night runs."""
-
-    cron: str = Field("0 2 * * *", description="Cron schedule of the night.")
-    timezone: str = Field("UTC", description="Its time zone.")
-    work_pool: str = Field("errata", description="Prefect work pool that runs it.")
 
 
 class Settings(BaseSettings):
@@ -103,6 +127,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
+    _empty = model_validator(mode="before")(_without_empty)
+
     home: Path = Field(Path("var"), description="Everything that runs leave behind lives here.")
     registered_model: str = Field("errata", description="Name in the MLflow registry.")
     ledger_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite under home.")
@@ -110,10 +136,10 @@ class Settings(BaseSettings):
     prefect_api_url: str | None = Field(None, description="Default: an ephemeral server. PREFECT_API_URL wins.")
     model: ModelSettings = ModelSettings()
     editor: EditorSettings = EditorSettings()
+    statistics: StatisticsSettings = StatisticsSettings()
     feed: FeedSettings = FeedSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     gate: GateSettings = GateSettings()
-    schedule: ScheduleSettings = ScheduleSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -186,35 +212,41 @@ def find_config() -> Path | None:
     return path if path.is_file() else None
 
 
-def load_settings() -> Settings:
+def load_settings(**changes: Any) -> Settings:
     """Read the settings; relative paths are relative to `errata.toml`, those of variables to the working directory.
 
-    Raises `SettingsError` naming the unknown key and the nearest known one, or the value that does not fit.
+    `changes` go above both. Raises `SettingsError` naming the unknown key and the nearest known one, or
+    the value that does not fit.
     """
     path = find_config()
     _check_variables()
     try:
-        settings = Settings()
+        settings = Settings(**changes)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path} is not valid TOML: {error}") from error
     except (ValidationError, PydanticSettingsError) as error:
         raise SettingsError(_explain(error, path)) from error
     root = path.parent if path and f"{PREFIX}HOME" not in os.environ else Path.cwd()
     home = (root / settings.home.expanduser()).resolve()
-    feed = settings.feed.model_copy(update={"landing": _absolute(settings.feed.landing, root)})
-    evaluation = settings.evaluation.model_copy(update={"suites": _absolute(settings.evaluation.suites, root)})
-    return settings.model_copy(update={"home": home, "feed": feed, "evaluation": evaluation})
+    placed: dict[str, Any] = {"home": home}
+    for section, field in PATHS:
+        table = getattr(settings, section)
+        if (path := getattr(table, field)) is not None:
+            placed[section] = table.model_copy(update={field: (root / path.expanduser()).resolve()})
+    suites = {
+        name: suite.model_copy(update={"path": (root / suite.path.expanduser()).resolve()})
+        for name, suite in settings.evaluation.suites.items()
+    }
+    placed["evaluation"] = settings.evaluation.model_copy(update={"suites": suites})
+    return settings.model_copy(update=placed)
 
 
 def activate(settings: Settings) -> None:
-    """Make the home folder and point Prefect and MLflow into it, unless the user gave places of their own.
+    """Point Prefect into the home folder, unless the user gave it a server or a home; quiet the terminal.
 
     Call it before the first import of `prefect`: Prefect reads its environment once, on import.
     """
-    settings.home.mkdir(parents=True, exist_ok=True)
-    settings.landing.mkdir(parents=True, exist_ok=True)
-    (settings.home / "mlflow").mkdir(exist_ok=True)
-    defaults = {"MLFLOW_TRACKING_URI": settings.tracking_uri, **QUIET}
+    defaults = dict(QUIET)
     if settings.prefect_api_url:
         defaults["PREFECT_API_URL"] = settings.prefect_api_url
     elif not _has_own_prefect():
@@ -223,8 +255,29 @@ def activate(settings: Settings) -> None:
         os.environ.setdefault(name, value)
 
 
-def _absolute(path: Path | None, root: Path) -> Path | None:
-    return path and (root / path.expanduser()).resolve()
+def template() -> str:
+    """The text of an `errata.toml` that names every setting with its meaning and default, all commented out."""
+    lines = ["# Errata's settings. Every line shows a default; remove the # to change it.", ""]
+    tables: list[tuple[str, type[BaseModel]]] = [("", Settings)]
+    for name, table in tables:
+        lines += [f"[{name}]"] if name else []
+        for key, field in table.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            if isinstance(default, BaseModel):
+                tables.append((key, type(default)))
+                continue
+            lines.append(f"# {field.description}")
+            lines.append(f"# {key} = {_toml(default)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return '""'
+    if isinstance(value, dict):
+        return "{}"
+    return f'"{value}"' if isinstance(value, str | Path) else str(value).lower()
 
 
 def _has_own_prefect() -> bool:
@@ -255,7 +308,7 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def _check_variables() -> None:
     known = [PREFIX + key.upper() for key in _keys(Settings, "__")]
-    open_ended = tuple(f"{PREFIX}{key}__" for key in ("EDITOR__OPTIONS", "GATE__POLICY"))
+    open_ended = tuple(f"{PREFIX}{key}__" for key in ("EDITOR__OPTIONS", "GATE__POLICY", "EVALUATION__SUITES"))
     for name in os.environ:
         if name.startswith(PREFIX) and name not in RESERVED and name not in known and not name.startswith(open_ended):
             raise SettingsError(f"the variable {name} is no setting; {_nearest(name, known)}")

@@ -37,7 +37,7 @@ def test_a_version_is_plain_files_that_come_back(registry, state):
     with registry.night_run("night-1", title="2018-01-31") as run:
         version = registry.register(run.run_id, state, digest="d1", tags={"parent": "base"})
     assert (version.number, version.digest, version.tags["parent"]) == (1, "d1", "base")
-    registry.move(CHAMPION, version.number)
+    registry.point(CHAMPION, version.number)
     fetched = registry.fetch(registry.get(CHAMPION))
     assert {path.name: path.read_bytes() for path in fetched.iterdir()} == {
         path.name: path.read_bytes() for path in state.iterdir()
@@ -94,11 +94,17 @@ def test_what_does_not_exist_is_named(registry, state):
         registry.get("7")
 
 
-def test_an_alias_moves_and_goes(registry, state, tmp_path):
+def test_an_alias_moves_and_goes_and_a_hand_is_noticed(registry, state, store):
+    assert registry.moved_by_hand(CHAMPION) == (False, None)
     with registry.night_run("night-1", title="2018-01-31") as run:
         registry.register(run.run_id, state, digest="d1", tags={})
-    registry.move(CHAMPION, 1)
-    assert registry.aliased(CHAMPION).digest == "d1"
-    registry.unset(CHAMPION)
-    registry.unset(CHAMPION)
-    assert registry.aliased(CHAMPION) is None
+    for _ in range(2):
+        registry.point(CHAMPION, 1)
+        assert registry.aliased(CHAMPION).digest == "d1"
+        assert registry.moved_by_hand(CHAMPION) == (False, 1)
+    MlflowClient(f"sqlite:///{store}/mlflow.db").delete_registered_model_alias(registry.name, CHAMPION)
+    assert registry.moved_by_hand(CHAMPION) == (True, None)
+    for _ in range(2):
+        registry.point(CHAMPION, None)
+        assert registry.aliased(CHAMPION) is None
+        assert registry.moved_by_hand(CHAMPION) == (False, None)

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from tasks.settings import QUIET, SettingsError, activate, load_settings
+from tasks.settings import QUIET, SettingsError, activate, load_settings, template
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_users_own_services_are_respected(elsewhere, monkeypatch):
     activate(settings)
     assert "PREFECT_HOME" not in os.environ
     assert os.environ["PREFECT_API_URL"] == "http://127.0.0.1:9/api"
-    assert settings.tracking_uri == os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:8"
+    assert settings.tracking_uri == "http://127.0.0.1:8"
 
 
 def test_users_own_profile_is_respected(elsewhere):
@@ -90,4 +90,13 @@ def test_embedded_services_live_under_home(elsewhere):
     settings = load_settings()
     activate(settings)
     assert os.environ["PREFECT_HOME"] == str(settings.home / "prefect")
-    assert settings.landing.is_dir()
+
+
+def test_the_template_says_every_default(elsewhere):
+    plain = load_settings()
+    text = template()
+    (elsewhere / "errata.toml").write_text(text)
+    assert load_settings() == plain
+    uncommented = "\n".join(line.removeprefix("# ") if " = " in line else line for line in text.splitlines())
+    (elsewhere / "errata.toml").write_text(uncommented)
+    assert load_settings() == plain

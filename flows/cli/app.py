@@ -1,0 +1,255 @@
+"""The commands that every day needs: init, night, replay, ask, status, history, stats, ui, deploy."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli import almanac, bench, feed
+from flows.cli.console import bars, err, out, print_json, table
+from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
+
+app = typer.Typer(
+    help="Keeps a deployed language model's facts up to date, every night, without touching its weights.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app.add_typer(feed.app, name="feed")
+app.add_typer(bench.app, name="bench")
+app.add_typer(almanac.app, name="almanac")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+NIGHT_COLUMNS = (
+    "night",
+    "facts",
+    "quarantined",
+    "applied",
+    "reliability",
+    "generality",
+    "locality",
+    "retention",
+    "mmlu",
+    "gsm8k",
+    "verdict",
+    "version",
+    "champion",
+)
+
+
+@app.callback()
+def prepare() -> None:
+    """Read the settings and point Prefect and MLflow at the workspace before anything imports them."""
+    activate(load_settings())
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write it.")] = Path(),
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a commented `errata.toml`.
+
+    Example: `errata init .`
+    """
+    path = folder / CONFIG_NAME
+    if path.exists() and not force:
+        raise SettingsError(f"{path} exists; edit it, or replace it with --force")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(template(), encoding="utf-8")
+    out.print(f"wrote {path}")
+
+
+@app.command()
+def night(
+    as_of: Annotated[datetime | None, typer.Option(help="Take facts effective by this time (UTC).")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Edit and evaluate, but register and promote nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run one night: take in the feed, edit, evaluate, judge, register, promote.
+
+    Example: `errata night --as-of 2018-02-28`
+    """
+    from flows.night import NightConfig
+    from flows.night import night as run
+
+    with bars():
+        summary = run(NightConfig(as_of=as_of and as_of.replace(tzinfo=UTC), dry_run=dry_run))
+    if as_json:
+        print_json(summary.to_dict())
+    else:
+        out.print(table("The night", [_row(summary.to_dict())], NIGHT_COLUMNS))
+
+
+@app.command()
+def replay(
+    nights: Annotated[str, typer.Option(help="How many nights of history, or 'all'.")] = "6",
+    as_json: AsJson = False,
+) -> None:
+    """Replay what really happened after 2018-01-01 on the Almanac, night by night.
+
+    Example: `errata replay --nights 6`
+    """
+    from flows.replay import highlights, history
+    from flows.replay import replay as run
+
+    if nights != "all" and not (nights.isdecimal() and int(nights)):
+        raise typer.BadParameter(f"{nights!r} is neither a number of nights nor 'all'", param_hint="--nights")
+    count = None if nights == "all" else int(nights)
+    total = min(count or len(history()), len(history()))
+    replayed = []
+    with bars():
+        for item in run(count):
+            replayed.append(item)
+            if as_json:
+                continue
+            place = f"[dim]{len(replayed)}/{total}[/dim]"
+            err.print(f"{place} [bold]{item.date:%d %B %Y}[/bold]: {_told(item.summary.to_dict())}")
+            for answer in item.answers:
+                err.print(f"   {answer.question} [bold]{answer.after}[/bold]" + _doubt(answer.right, answer.truth))
+    if as_json:
+        print_json([item.summary.to_dict() for item in replayed])
+        return
+    out.print(table("The nights", [_row(item.summary.to_dict()) for item in replayed], NIGHT_COLUMNS))
+    out.print("\n[bold]Before and after[/bold]")
+    for answer in highlights(replayed):
+        out.print(f"  {answer.question}\n    base: {answer.before}\n    now:  [bold]{answer.after}[/bold]")
+    out.print(
+        "\n[bold]Where to look next[/bold]\n"
+        "  make ui          Prefect's and MLflow's pages: runs, plots, per-item tables, versions\n"
+        "  errata history   every night, and every move of the aliases\n"
+        "  errata ask 'The head of government of the United Kingdom is' --version base"
+    )
+
+
+@app.command()
+def ask(
+    prompt: Annotated[str, typer.Argument(help="A text to go on with.")],
+    version: Annotated[str, typer.Option(help="champion, challenger, base, or a version's number.")] = "champion",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 24,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the model in force, an earlier version, or the base.
+
+    Example: `errata ask "The capital of Norway is" --version base`
+    """
+    from tasks.ask import ask as run
+    from tasks.workspace import open_workspace
+
+    (answer,) = run(open_workspace(), [prompt], version, max_new_tokens)
+    print_json({"prompt": prompt, "version": version, "answer": answer}) if as_json else out.print(answer, markup=False)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """What serves now, what is waiting, and how the last night went.
+
+    Example: `errata status --json`
+    """
+    from tasks.status import status_of
+    from tasks.workspace import open_workspace
+
+    found = status_of(open_workspace())
+    if as_json:
+        print_json(found)
+        return
+    facts = ", ".join(f"{count} {kind}" for kind, count in sorted(found["facts"].items())) or "none yet"
+    quarantined = ", ".join(f"{count} {reason}" for reason, count in sorted(found["quarantined"].items())) or "none"
+    out.print(f"champion     {_version(found['champion'])}")
+    out.print(f"challenger   {_version(found['challenger'])}")
+    out.print(f"facts        {facts}")
+    out.print(f"quarantined  {quarantined}")
+    out.print(f"home         {found['home']}", soft_wrap=True)
+    if found["last_night"]:
+        out.print(table("\nThe last night", [_row(found["last_night"])], NIGHT_COLUMNS))
+
+
+@app.command()
+def history(
+    fact: Annotated[str | None, typer.Argument(help="A fact's id; without it, every night and alias move.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every night and every move of an alias, or everything that happened to one fact.
+
+    Example: `errata history`
+    """
+    from tasks.status import fact_history, night_history
+    from tasks.workspace import open_workspace
+
+    if fact:
+        told = fact_history(open_workspace(), fact)
+        print_json(told) if as_json else out.print(table(told["fact"], told["events"]))
+        return
+    told = night_history(open_workspace())
+    if as_json:
+        print_json(told)
+        return
+    out.print(table("Nights", [_row(row) for row in told["nights"]], NIGHT_COLUMNS))
+    out.print(table("\nAlias moves", told["moves"]))
+
+
+@app.command()
+def stats(as_json: AsJson = False) -> None:
+    """Compute the base's second-moment statistics now, so that the first night need not.
+
+    Example: `errata stats`
+    """
+    from tasks.progress import reporter
+    from tasks.workspace import open_workspace
+
+    space = open_workspace()
+    with bars():
+        made = space.statistics(space.layers, reporter())
+    found = {"key": made.key, "layers": list(space.layers), "tokens": made.n_tokens}
+    print_json(found) if as_json else out.print(f"{made.n_tokens} tokens at layers {list(space.layers)}: {made.key}")
+
+
+@app.command()
+def ui() -> None:
+    """Start Prefect's and MLflow's pages on this workspace; Ctrl-C ends them.
+
+    Example: `errata ui`
+    """
+    from tasks.pages import serve_pages
+
+    with serve_pages(load_settings()) as pages:
+        for name, url in pages.urls.items():
+            out.print(f"{name:<8} {url}")
+        out.print("[dim]Ctrl-C ends them[/dim]")
+        pages.wait()
+
+
+@app.command()
+def deploy(
+    file: Annotated[Path | None, typer.Option(help="What to register; default: deployments/prefect.yaml.")] = None,
+) -> None:
+    """Register the nightly schedule with the Prefect server that PREFECT_API_URL names.
+
+    Example: `PREFECT_API_URL=http://127.0.0.1:4200/api errata deploy`
+    """
+    from tasks.deploy import DEPLOYMENTS, deploy_nights
+
+    for line in deploy_nights(load_settings(), file or DEPLOYMENTS):
+        out.print(line)
+
+
+def _row(summary: dict) -> dict:
+    suites = summary["suites"]
+    return {**summary, **{name: suites.get(name) for name in ("zsre", "counterfact", "mmlu", "gsm8k")}}
+
+
+def _version(found: dict | None) -> str:
+    return f"version {found['version']} of {found['night']}, {found['facts']} facts" if found else "the base"
+
+
+def _told(summary: dict) -> str:
+    if not summary["applied"] and not summary["retracted"]:
+        return f"{summary['facts']} changes, nothing to edit"
+    return f"{summary['applied']} facts applied, {summary['verdict']}, version {summary['version']}"
+
+
+def _doubt(right: bool, truth: str) -> str:
+    return "" if right else f" [yellow](should be {truth})[/yellow]"

@@ -1,0 +1,86 @@
+"""Benchmarks on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.console import bars, out, print_json, table
+
+app = typer.Typer(help="Measure an editing method on the base model.", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+PROTOCOLS = ("generated", "teacher_forced")
+
+
+@app.callback()
+def measure() -> None:
+    """Measure an editing method on the base model."""
+
+
+@app.command()
+def coachhook(
+    speed: Annotated[bool, typer.Option("--speed", help="Time the optimisation instead of scoring the edits.")] = False,
+    feed: Annotated[Path | None, typer.Option(help="Edits to replay; default: the Almanac's history.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score CoachHooK and its ablations over a history of edits, or time it with --speed.
+
+    Example: `errata bench coachhook --speed --json`
+    """
+    with bars():
+        found = _speed() if speed else _quality(feed)
+    if as_json:
+        print_json(found)
+    elif speed:
+        columns = ("model", "speedup", "floor_ratio", "inference_ratio", "loss_difference", "batch", "threads")
+        rows = [{name: _number(row[name]) for name in columns} for row in found["by_model"]]
+        out.print(table("Batched target optimisation against the published way", rows, columns))
+    else:
+        rows = [
+            {"variant": variant, "protocol": protocol, **scores[protocol]}
+            for protocol in PROTOCOLS
+            for variant, scores in found["by_variant"].items()
+        ]
+        out.print(table("CoachHooK and its ablations", rows))
+
+
+def _speed() -> dict[str, Any]:
+    from editing.bench.coachhook_speed import measure_speed
+    from tasks.progress import reporter
+    from tasks.workspace import open_workspace
+
+    space = open_workspace()
+    rows = [measure_speed(progress=reporter()), measure_speed(space.base, progress=reporter())]
+    return {**rows[0], "by_model": rows}
+
+
+def _quality(feed: Path | None) -> dict[str, Any]:
+    from editing.almanac.history import almanac_history
+    from editing.bench.coachhook import History, bench_coachhook
+
+    from editing.almanac.world import load_world
+    from editing.editors.coachhook import CoachHookConfig
+    from tasks.feed.reading import read_feed
+    from tasks.progress import reporter
+    from tasks.suites import configured_suites
+    from tasks.workspace import open_workspace
+
+    space = open_workspace()
+    nights: dict[Any, list[Any]] = {}
+    for change in read_feed(feed) if feed else ():
+        nights.setdefault(change.effective_at.date(), []).append(change)
+    return bench_coachhook(
+        space.base,
+        space.statistics(space.layers, reporter()),
+        History(nights=dict(sorted(nights.items()))) if feed else almanac_history(load_world()),
+        configured_suites(space.settings),
+        CoachHookConfig.from_dict(space.options),
+        batch_size=space.settings.editor.batch_size,
+        progress=reporter(),
+    )
+
+
+def _number(value: Any) -> Any:
+    return f"{value:.2f}" if isinstance(value, float) else value

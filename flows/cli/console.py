@@ -1,0 +1,70 @@
+"""How commands talk: tables and sentences on stdout, bars and complaints on stderr, JSON when asked."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+SECONDS_BEFORE_A_BAR = 0.5
+
+
+def complain(sentence: str) -> None:
+    """An error, in one sentence, on stderr."""
+    err.print(f"[red]error:[/red] {sentence}", markup=True, soft_wrap=True)
+
+
+def print_json(content: Any) -> None:
+    """One JSON value on stdout, for scripts."""
+    print(json.dumps(content, ensure_ascii=False, indent=2, default=str))
+
+
+def table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Table:
+    """A table of `rows`; shares print as percentages, numbers to the right."""
+    names = list(columns or (rows[0] if rows else ()))
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    for name in names:
+        numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
+        made.add_column(name.replace("_", " "), justify="right" if numeric else "left")
+    for row in rows:
+        made.add_row(*(_cell(row.get(name)) for name in names))
+    return made
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0%}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def bars() -> Iterator[None]:
+    """Show the progress of everything inside that takes longer than `SECONDS_BEFORE_A_BAR`, on a terminal only."""
+    from tasks.progress import listening
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        shown: dict[str, TaskID] = {}
+        began: dict[str, float] = {}
+
+        def listen(stage: str, done: int, total: int) -> None:
+            start = began.setdefault(stage, time.monotonic())
+            if done >= total:
+                began.pop(stage)
+                if stage in shown:
+                    progress.remove_task(shown.pop(stage))
+            elif stage in shown:
+                progress.update(shown[stage], completed=done, total=total)
+            elif time.monotonic() - start >= SECONDS_BEFORE_A_BAR:
+                shown[stage] = progress.add_task(stage, completed=done, total=total)
+
+        with listening(listen):
+            yield

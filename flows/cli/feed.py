@@ -1,0 +1,86 @@
+"""Feeds on the command line: convert published formats, validate, show."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.console import err, out, print_json, table
+
+app = typer.Typer(help="Convert, validate and show feeds of fact changes.", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+SHOWN = 20
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A file, a folder or a hub id.")],
+    target: Annotated[Path, typer.Argument(help="The Parquet feed to write.")],
+    format: Annotated[str | None, typer.Option(help="The source's format; recognised when not given.")] = None,
+    at: Annotated[datetime | None, typer.Option(help="Date of changes that carry none (UTC).")] = None,
+    name: Annotated[str | None, typer.Option(help="Who says so; default: the data set's name.")] = None,
+    rank: Annotated[int, typer.Option(min=0, help="Trust in the source; 0 is the highest.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write a published data set as a feed: ZsRE, CounterFact, KnowEdit, DyKnow, ConflictEdit, CSV, JSON lines.
+
+    Example: `errata feed convert zsre_mend_train.json var/landing/zsre.parquet`
+    """
+    from tasks.feed.convert import convert_feed
+
+    report = convert_feed(source, target, format=format, at=at and at.replace(tzinfo=UTC), name=name, rank=rank)
+    if as_json:
+        print_json(asdict(report))
+        return
+    out.print(f"{report.converted} fact changes from {report.read} records in {target}", soft_wrap=True)
+    for title, counts in (
+        ("repaired", report.repaired),
+        ("left out", report.left_out),
+        ("skipped", report.skipped_reasons),
+    ):
+        for what, count in counts.most_common():
+            out.print(f"  {title}: {count} x {what}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def validate(feed: Annotated[Path, typer.Argument(help="A Parquet feed.")], as_json: AsJson = False) -> None:
+    """Check a feed as the night will, row by row; exit code 1 when a row would be quarantined.
+
+    Example: `errata feed validate tonight.parquet`
+    """
+    from tasks.feed.reading import validate_feed
+
+    found = validate_feed(feed)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        out.print(f"{found.accepted} of {found.rows} rows are sound")
+        for problem in found.problems[:SHOWN]:
+            err.print(f"  row {problem.row}: {problem.sentence}", soft_wrap=True, markup=False)
+        if len(found.problems) > SHOWN:
+            err.print(f"  and {len(found.problems) - SHOWN} more: --json lists them all")
+    raise typer.Exit(1 if found.problems else 0)
+
+
+@app.command()
+def show(
+    feed: Annotated[Path, typer.Argument(help="A Parquet feed.")],
+    rows: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show a feed's first rows.
+
+    Example: `errata feed show tonight.parquet --rows 3`
+    """
+    from tasks.feed.reading import show_feed
+
+    found = show_feed(feed, rows)
+    if as_json:
+        print_json(asdict(found))
+        return
+    columns = ("operation", "subject", "relation", "target", "target_old", "effective_at", "source")
+    out.print(table(f"{feed.name}: {found.rows} rows, schema version {found.schema_version}", found.first, columns))

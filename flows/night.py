@@ -1,0 +1,59 @@
+"""The night: a batch of fact changes goes in, a tested, versioned, reversible edit comes out."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import UTC, datetime, timedelta
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.night.edit import edit_step, edited, resume
+from tasks.night.evaluate import check_policy, evaluate_model, judge
+from tasks.night.plan import plan_work
+from tasks.night.publish import publish
+from tasks.night.receive import receive_feed
+from tasks.night.record import close_night, settle_aliases
+from tasks.night.summary import NightSummary
+from tasks.workspace import open_workspace
+
+LEASE = timedelta(hours=6)
+
+
+class NightConfig(BaseModel):
+    """What one night may differ in; everything else comes from `errata.toml`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    as_of: datetime | None = Field(None, description="Take facts effective by this time; default: now.")
+    dry_run: bool = Field(False, description="Do everything except registering, promoting and recording decisions.")
+
+
+@flow(name="night", description=__doc__, validate_parameters=True)
+def night(config: NightConfig | None = None) -> NightSummary:
+    """Receive, plan, edit, evaluate, judge, publish, settle. One at a time; killed anywhere, the next run goes on."""
+    config = config or NightConfig()
+    as_of = config.as_of or datetime.now(UTC)
+    ledger = open_workspace().ledger
+    with ledger.lease("night", f"night on {socket.gethostname()}, process {os.getpid()}", LEASE) as lease:
+        check_policy()
+        receive_feed()
+        settle_aliases()
+        work = plan_work(as_of, record=not config.dry_run)
+        first, candidate = resume(work)
+        for position in range(first, len(work.steps)):
+            lease.renew()
+            candidate = edit_step(work, position, candidate)
+        if candidate is None or not edited(work):
+            return close_night(work, None, dry_run=config.dry_run)
+        evaluate_model(work, "base", None)
+        if work.parent is not None:
+            evaluate_model(work, "champion", work.parent)
+        evaluate_model(work, "candidate", candidate)
+        lease.renew()
+        judge(work)
+        version = None if config.dry_run else publish(work, candidate)
+        summary = close_night(work, version, dry_run=config.dry_run)
+        settle_aliases()
+    return summary

@@ -1,0 +1,31 @@
+"""What a night shows on Prefect's pages: tables, texts and links. Outside a flow run nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.context import FlowRunContext, TaskRunContext
+
+
+def _running() -> bool:
+    return FlowRunContext.get() is not None or TaskRunContext.get() is not None
+
+
+def show_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
+    """A table artifact; `key` is lower case letters, digits and dashes."""
+    if _running():
+        create_table_artifact([dict(row) for row in rows], key=key, description=description)
+
+
+def show_markdown(key: str, text: str, description: str) -> None:
+    """A markdown artifact."""
+    if _running():
+        create_markdown_artifact(text, key=key, description=description)
+
+
+def show_link(key: str, url: str, text: str, description: str) -> None:
+    """A link artifact."""
+    if _running():
+        create_link_artifact(url, link_text=text, key=key, description=description)

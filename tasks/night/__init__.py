@@ -1,0 +1,1 @@
+"""The steps of a night, one verb each; `flows.night` puts them in order."""

@@ -1,0 +1,151 @@
+"""Evaluation of base, champion and candidate on the same items, and the gate's verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Final, Literal
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from editing.errors import SuiteError
+from editing.evals.edits import EDITS_VERSION, RELIABILITY, AppliedFact, edit_suite
+from editing.evals.gate import Decision, Policy, Verdict, decide
+from editing.evals.probes import GENERATED, ProbeSuite
+from editing.evals.report import EvalReport
+from editing.evals.scorer import Scorer
+from editing.evals.suite import Suite, evaluate
+from editing.storage import read_json, write_json
+from tasks.faults import checkpoint
+from tasks.ledger import EventKind
+from tasks.night.edit import applied_facts
+from tasks.night.plan import NightWork
+from tasks.progress import reporter
+from tasks.suites import HEADLINES, configured_suites
+from tasks.workspace import Workspace, open_workspace
+
+Who = Literal["base", "champion", "candidate"]
+VERDICT_FILE = "verdict.json"
+EDITS: Final = "edits"
+RETENTION: Final = "retention"
+# The default gate: floors for what the night did, a margin for what it must leave alone.
+FLOORS = {
+    f"{EDITS}.reliability.{GENERATED}": 0.6,
+    f"{EDITS}.generality.{GENERATED}": 0.5,
+    f"{EDITS}.locality.{GENERATED}": 0.9,
+    f"{RETENTION}.reliability.{GENERATED}": 0.8,
+}
+MARGIN = 0.05
+
+
+@task(name="check policy", cache_policy=NO_CACHE)
+def check_policy() -> None:
+    """Raise `PolicyError` before anything is edited when the suites could not decide what the policy asks."""
+    space = open_workspace()
+    suites = configured_suites(space.settings)
+    edits = [ProbeSuite(name=name, version=EDITS_VERSION, items=()) for name in (EDITS, RETENTION)]
+    policy_of(space, suites).check([*suites, *edits])
+
+
+@task(name="evaluate", task_run_name="evaluate {who}", cache_policy=NO_CACHE)
+def evaluate_model(work: NightWork, who: Who, digest: str | None) -> str:
+    """Score the model with the state `digest` (None: the base) on tonight's suites; the digest of the report.
+
+    The report is kept in the night's folder. One that an earlier run of the same night made of the
+    same model on the same suites is not made again.
+    """
+    space = open_workspace()
+    folder = space.night_folder(work.key) / "reports" / who
+    with space.scorer(None) as base_scorer:
+        suites = list(_tonights_suites(space, work, base_scorer))
+    with space.scorer(digest, reporter(f"{who}: ")) as scorer:
+        try:
+            report = EvalReport.load(folder)
+        except SuiteError:
+            report = None
+        asked = {suite.name: suite.digest for suite in suites}
+        if (
+            report is None
+            or report.model_digest != scorer.model_digest
+            or {name: record.digest for name, record in report.suites.items()} != asked
+        ):
+            report = evaluate(scorer, suites, seeds={"sample": space.settings.evaluation.seed})
+            report.save(folder)
+    checkpoint("evaluated")
+    return report.digest
+
+
+@task(name="judge", cache_policy=NO_CACHE)
+def judge(work: NightWork) -> Decision:
+    """Let the gate decide on the three reports; the verdict is kept beside them."""
+    space = open_workspace()
+    champion = report_of(space, work.key, "champion") if work.parent else None
+    candidate, base = (report_of(space, work.key, who) for who in ("candidate", "base"))
+    verdict = decide(policy_of(space, configured_suites(space.settings)), candidate, champion, base)
+    write_json(space.night_folder(work.key) / VERDICT_FILE, verdict.to_dict())
+    checkpoint("judged")
+    return verdict.decision
+
+
+def policy_of(space: Workspace, suites: list[Suite]) -> Policy:
+    """The gate's policy: floors, and a margin on the headline metric of each suite, with the settings' changes."""
+    measured = {metric for suite in suites for metric in suite.metric_sizes()}
+    margins = {metric: MARGIN for metric in HEADLINES.values() if metric in measured}
+    default = {"floors": FLOORS, "champion_margins": margins, "base_margins": margins}
+    return Policy(**{**default, **space.settings.gate.policy})
+
+
+def _tonights_suites(space: Workspace, work: NightWork, base_scorer: Scorer) -> Iterator[Suite]:
+    """Tonight's edits, a sample of earlier nights', and the configured suites."""
+    as_of = work.time.date()
+    tonight = [AppliedFact(fact, as_of) for fact in space.ledger.facts(applied_facts(space, work))]
+    gone = {fact for _, fact in work.retract}
+    earlier = [item for item in _applied_before(space, work.parent) if item.fact.fact_id not in gone]
+    applied = [*earlier, *tonight]
+    sample = sorted(earlier, key=lambda item: sha256(item.fact.fact_id.encode()).digest())
+    sample = sample[: space.settings.evaluation.retention]
+    yield edit_suite(EDITS, tonight, applied=applied, as_of=as_of, base_scorer=base_scorer)
+    yield edit_suite(RETENTION, sample, applied=applied, as_of=as_of, base_scorer=base_scorer, metrics=[RELIABILITY])
+    yield from configured_suites(space.settings)
+
+
+def _applied_before(space: Workspace, parent: str | None) -> Iterator[AppliedFact]:
+    """The facts in the champion's state, each with the night that applied it."""
+    nights = {record.version: record.night.date() for record in space.ledger.versions()}
+    for fact in space.ledger.facts_in_state(parent):
+        applied = [event for event in space.ledger.history(fact.fact_id) if event.kind is EventKind.APPLIED]
+        yield AppliedFact(fact, nights[applied[-1].detail["version"]])
+
+
+def answered_facts(report: EvalReport) -> dict[str, bool]:
+    """Whether the model generates the target of each fact that was asked by its edit prompt, by fact id."""
+    names = [f"{moment}.{RELIABILITY}.{GENERATED}" for moment in (EDITS, RETENTION)]
+    return {
+        item.item_id.removeprefix(f"{RELIABILITY}:"): item.score == 1.0
+        for name in names
+        for item in report.by_metric.get(name, {}).values()
+    }
+
+
+def retention_groups(report: EvalReport) -> dict[str, tuple[float, int]]:
+    """Share and number of facts of earlier nights that are still answered, by age."""
+    name = f"{RETENTION}.{RELIABILITY}.{GENERATED}"
+    if name not in report.by_metric:
+        return {}
+    return {group: (metric.value, metric.n) for group, metric in report.groups(name).items()}
+
+
+def suite_scores(report: EvalReport) -> dict[str, float]:
+    """One number for each configured suite: its headline metric."""
+    return {name: report.metrics[metric].value for name, metric in HEADLINES.items() if metric in report.metrics}
+
+
+def report_of(space: Workspace, night: str, who: Who) -> EvalReport:
+    """One of a night's reports. Raises `SuiteError` when it is missing or altered."""
+    return EvalReport.load(space.night_folder(night) / "reports" / who)
+
+
+def verdict_of(space: Workspace, night: str) -> Verdict:
+    """A night's verdict. Raises `SuiteError` when there is none."""
+    return Verdict.from_dict(read_json(space.night_folder(night) / VERDICT_FILE, SuiteError))

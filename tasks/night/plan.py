@@ -1,0 +1,140 @@
+"""What tonight has to do: the pending facts less those the champion already answers, cut into batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from editing.errors import StateError
+from editing.evals.scoring import ANSWER_SLACK, exact_match, target_lengths
+from editing.facts import FactChange, make_batches
+from editing.storage import canonical_json, read_json, write_json
+from tasks.faults import checkpoint
+from tasks.ledger import Event, EventKind, plan_night, record_plan
+from tasks.workspace import Workspace, open_workspace
+
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One committed step of a night: the facts it takes back, or the batch it applies."""
+
+    fact_ids: tuple[str, ...]
+    retracts: bool = False
+
+    @property
+    def step_id(self) -> str:
+        """SHA-256 (first 16 hex digits) of what is done."""
+        return hashlib.sha256(canonical_json([self.retracts, self.fact_ids]).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NightWork:
+    """A night's work, by id. `key` names it: the same work on the same champion has the same key.
+
+    A killed night that is started again finds its own batches under that key. `parent` is the
+    champion's state (None: the base); `retract` pairs a retract change with the fact it takes back.
+    """
+
+    key: str
+    as_of: str
+    method: str
+    parent: str | None
+    batches: tuple[tuple[str, ...], ...]
+    retract: tuple[tuple[str, str], ...]
+    known: tuple[str, ...]
+    superseded: int
+    nothing_to_retract: int
+
+    @property
+    def facts(self) -> list[str]:
+        """Every fact to apply, in order."""
+        return [fact_id for batch in self.batches for fact_id in batch]
+
+    @property
+    def steps(self) -> list[Step]:
+        """What changes the state, in order: retractions first."""
+        taken_back = tuple(fact_id for _, fact_id in self.retract)
+        return [*([Step(taken_back, True)] if taken_back else []), *map(Step, self.batches)]
+
+    @property
+    def considered(self) -> int:
+        """Fact changes that this night decided about."""
+        return len(self.facts) + len(self.retract) + len(self.known) + self.superseded + self.nothing_to_retract
+
+    @property
+    def time(self) -> datetime:
+        """The time up to which facts are taken."""
+        return datetime.fromisoformat(self.as_of)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """The work that `to_dict` wrote."""
+        batches = tuple(tuple(batch) for batch in content["batches"])
+        retract = tuple((by, fact) for by, fact in content["retract"])
+        return cls(**{**content, "batches": batches, "retract": retract, "known": tuple(content["known"])})
+
+
+@task(name="plan", cache_policy=NO_CACHE)
+def plan_work(as_of: datetime, *, record: bool = True) -> NightWork:
+    """Decide what the night does; `record` what is decided without editing: superseded, known, nothing to retract.
+
+    The plan is on disk before the first record, so that a night killed in between still counts all of them.
+    """
+    space = open_workspace()
+    settings = space.settings.editor
+    champion = space.champion
+    parent = champion.state_digest if champion else None
+    decided = plan_night(space.ledger, as_of, parent)
+    known = _already_answered(space, decided.to_apply, parent)
+    unknown = [fact for fact in decided.to_apply if fact.fact_id not in known]
+    batches = tuple(tuple(fact.fact_id for fact in batch.facts) for batch in make_batches(unknown, settings.batch_size))
+    retract = tuple((item.change.fact_id, item.fact.fact_id) for item in decided.retract)
+    identity = canonical_json([parent, space.base.fingerprint, settings.method, settings.options, batches, retract])
+    work = NightWork(
+        key=hashlib.sha256(identity.encode()).hexdigest()[:16],
+        as_of=as_of.isoformat(),
+        method=settings.method,
+        parent=parent,
+        batches=batches,
+        retract=retract,
+        known=tuple(fact.fact_id for fact in decided.to_apply if fact.fact_id in known),
+        superseded=len(decided.superseded),
+        nothing_to_retract=len(decided.nothing_to_retract),
+    )
+    path = space.night_folder(work.key) / PLAN_FILE
+    if path.exists() and (earlier := NightWork.from_dict(read_json(path, StateError))).as_of == work.as_of:
+        work = earlier
+    else:
+        write_json(path, work.to_dict())
+    checkpoint("planned")
+    if record:
+        at = datetime.now(UTC)
+        record_plan(space.ledger, decided, work.key, at)
+        space.ledger.record(
+            Event(fact_id=fact_id, kind=EventKind.KNOWN, at=at, run_id=work.key, state_digest=parent)
+            for fact_id in sorted(known)
+        )
+    return work
+
+
+def _already_answered(space: Workspace, facts: Sequence[FactChange], parent: str | None) -> set[str]:
+    """Ids of the facts that the champion gives as its greedy answer to the edit prompt."""
+    if not facts:
+        return set()
+    questions, targets = [fact.question for fact in facts], [fact.target for fact in facts]
+    budgets = [length + ANSWER_SLACK for length in target_lengths(space.base.tokenizer, questions, targets)]
+    with space.scorer(parent) as scorer:
+        answers = scorer.generate(questions, budgets)
+    return {fact.fact_id for fact, answer in zip(facts, answers, strict=True) if exact_match(answer, fact.target)}

@@ -1,0 +1,192 @@
+"""What a night leaves in MLflow: its run, and the candidate as a version that was loaded back and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from editing.errors import StateError
+from editing.evals.gate import Verdict
+from editing.evals.report import EvalReport
+from editing.facts import FactChange
+from editing.tokenisation import encode_prompts
+from tasks.artifacts import show_link, show_markdown
+from tasks.faults import checkpoint
+from tasks.feed.schema import SCHEMA
+from tasks.night.edit import applied_facts, refusals
+from tasks.night.evaluate import answered_facts, report_of, retention_groups, verdict_of
+from tasks.night.plan import NightWork
+from tasks.night.record import record_version
+from tasks.night.summary import finished_nights, scores_of
+from tasks.plots import retention_by_age, scope_scores, success_by_night
+from tasks.registry import NightRun, Version
+from tasks.workspace import Workspace, open_workspace
+
+PROBES = 8
+PROBE_TOLERANCE = 1e-4
+TAG_LIMIT = 50_000
+
+
+@task(name="publish", retries=2, retry_delay_seconds=5, cache_policy=NO_CACHE)
+def publish(work: NightWork, candidate: str) -> int:
+    """Leave the night in MLflow and register the candidate, loaded back and checked; the version's number.
+
+    Safe to repeat: the run is found by the night's key, the version by the state's digest.
+    """
+    space = open_workspace()
+    report, verdict = report_of(space, work.key, "candidate"), verdict_of(space, work.key)
+    with space.registry.night_run(work.key, title=f"night {work.time:%Y-%m-%d}") as run:
+        _describe(space, work, run, report, verdict)
+        checkpoint("logged")
+        version = space.registry.register(
+            run.run_id, space.state_folder(candidate), digest=candidate, tags=_lineage(space, work)
+        )
+    checkpoint("registered")
+    _load_back(space, version)
+    space.registry.tag(version.number, {"errata.verdict": verdict.decision})
+    record_version(space, work, version, report, verdict)
+    show_markdown("verdict", verdict.to_markdown(), f"The gate's verdict on version {version.number}")
+    show_link("mlflow-run", run.url, "MLflow run", "Parameters, metrics, tables, plots")
+    checkpoint("recorded")
+    return version.number
+
+
+def _lineage(space: Workspace, work: NightWork) -> dict[str, str]:
+    """The version's tags: where it comes from, what it was made for, and every fact it added or took back."""
+    return {
+        "errata.night": work.as_of,
+        "errata.work": work.key,
+        "errata.method": work.method,
+        "errata.parent": work.parent or "base",
+        "errata.base": space.base.model_id,
+        "errata.base_fingerprint": space.base.fingerprint,
+        "errata.applied": _listed(applied_facts(space, work)),
+        "errata.retracted": _listed([fact for _, fact in work.retract]),
+    }
+
+
+def _listed(fact_ids: list[str]) -> str:
+    text = ",".join(fact_ids)
+    return text if len(text) <= TAG_LIMIT else f"{len(fact_ids)} facts: see the version's files"
+
+
+def _load_back(space: Workspace, version: Version) -> None:
+    """Raise unless the registry gives back the very state that was put in: same digest, same logits on the probes."""
+    kept = space.state(version.digest)
+    space.registry.forget(version)
+    back = space.load(space.registry.fetch(version), version.digest)
+    space.registry.forget(version)
+    prompts = [fact.question for fact in kept.facts[-PROBES:]]
+    if not prompts:
+        return
+    before, after = (_logits(space, state, prompts) for state in (kept, back))
+    difference = (before - after).abs().max().item()
+    if not difference <= PROBE_TOLERANCE:
+        raise StateError(
+            f"version {version.number} answers the probes with logits that differ by {difference:.3g} from the state "
+            f"that was registered; no alias was moved, register state {version.digest[:12]} again"
+        )
+
+
+@torch.inference_mode()
+def _logits(space: Workspace, state: Any, prompts: list[str]) -> torch.Tensor:
+    inputs = encode_prompts(space.base.tokenizer, prompts).to(space.base.device)
+    with space.editor.attach(space.base, state):
+        return space.base.model(**inputs).logits[:, -1].float()
+
+
+def _describe(space: Workspace, work: NightWork, run: NightRun, report: EvalReport, verdict: Verdict) -> None:
+    """Everything that MLflow's page of the night shows."""
+    steps, facts = space.ledger.commits(work.key), space.ledger.facts(applied_facts(space, work))
+    state = space.state(report.model_digest)
+    outcomes = {row["fact_id"]: row for step in steps for row in step.detail.get("outcomes", [])}
+    asked = answered_facts(report)
+    reports = {"candidate": report, "base": report_of(space, work.key, "base")}
+    if work.parent:
+        reports["champion"] = report_of(space, work.key, "champion")
+    run.tags({"errata.verdict": verdict.decision, "errata.state_digest": report.model_digest})
+    run.params(
+        {
+            "as_of": work.as_of,
+            "method": work.method,
+            "base": space.base.model_id,
+            "base_fingerprint": space.base.fingerprint,
+            "parent": work.parent or "base",
+            "batch_size": space.settings.editor.batch_size,
+            "evaluation_batch_size": report.batch_size,
+            **{f"options.{name}": value for name, value in state.config.to_dict().items()},
+            **{f"package.{name}": value for name, value in report.packages.items()},
+        }
+    )
+    counts = {
+        "applied": len(facts),
+        "refused": len(refusals(space, work)),
+        "retracted": len(work.retract),
+        "known": len(work.known),
+    }
+    counts |= {"superseded": work.superseded, "batches": len(work.batches)}
+    measured = {f"{who}/{name}": value for who, item in reports.items() for name, value in item.scalars().items()}
+    health = {f"state/{name}": value for name, value in state.describe().items() if isinstance(value, (int, float))}
+    numbers = {f"night/{name}": value for name, value in counts.items()} | measured | health
+    run.metrics({k: float(v) for k, v in numbers.items()}, timestamp=int(datetime.now(UTC).timestamp() * 1000))
+    run.dataset(name="feed", source=str(space.settings.landing), digest=work.key, columns=SCHEMA.names, rows=len(facts))
+    run.table(
+        "facts",
+        [
+            {
+                "fact_id": fact.fact_id,
+                "subject": fact.subject,
+                "relation": fact.relation,
+                "old": fact.target_old,
+                "new": fact.target,
+                "effective": f"{fact.effective_at:%Y-%m-%d}",
+                "converged": outcomes[fact.fact_id]["converged"],
+                "loss": outcomes[fact.fact_id]["loss"],
+                "answered": asked.get(fact.fact_id),
+            }
+            for fact in facts
+        ],
+    )
+    run.table("items", report.table().to_pylist())
+    comparisons = {"champion": verdict.against_champion, "base": verdict.against_base}
+    run.table("comparisons", [{"against": who, **asdict(row)} for who, rows in comparisons.items() for row in rows])
+    run.text("verdict.md", verdict.to_markdown())
+    earlier = [row.to_dict() for row in finished_nights(space.ledger) if row.version is not None]
+    tonight = {"night": f"{work.time:%Y-%m-%d}", **scores_of(report)}
+    run.figure("success-by-night", success_by_night([*earlier, tonight]))
+    if ages := retention_groups(report):
+        run.figure("retention-by-age", retention_by_age(ages))
+    layer = max(state.layers)
+    run.figure(
+        "scope-scores", scope_scores(_scores(space, state, facts, layer), state.layers[layer].alpha, layer=layer)
+    )
+
+
+@torch.inference_mode()
+def _scores(space: Workspace, state: Any, facts: Sequence[FactChange], layer: int) -> dict[str, list[float]]:
+    """The highest scope score at `layer` on each prompt of tonight's facts, by kind; empty where nothing is gated."""
+    kinds = {
+        "edit prompts": [fact.question for fact in facts],
+        "rephrases": [text for fact in facts for text in fact.paraphrases],
+        "locality prompts": [item.prompt for fact in facts for item in fact.locality],
+    }
+    batch_size = space.settings.evaluation.batch_size
+    found: dict[str, list[float]] = {}
+    for kind, prompts in kinds.items():
+        for start in range(0, len(prompts), batch_size):
+            inputs = encode_prompts(space.base.tokenizer, prompts[start : start + batch_size]).to(space.base.device)
+            decisions: list[Any] = []
+            with space.editor.attach(space.base, state, decisions=decisions):
+                space.base.model(**inputs)
+            padding = ~inputs["attention_mask"].bool()
+            for decision in decisions:
+                if decision.layer == layer:
+                    highest = decision.scores.masked_fill(padding, float("-inf")).amax(1)
+                    found.setdefault(kind, []).extend(highest.tolist())
+    return found

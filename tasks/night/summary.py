@@ -1,0 +1,74 @@
+"""A night in one row: what came in, what was done with it, how it scored, what the gate said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from editing.evals.report import EvalReport
+from tasks.ledger import Ledger, RunPhase
+
+KIND = "night"
+NOTHING = "nothing to do"
+DRY_RUN = "dry run: "
+# The row's scores, and the metric of the candidate's report that each shows.
+SCORES = {
+    "reliability": "edits.reliability.generated",
+    "generality": "edits.generality.generated",
+    "locality": "edits.locality.generated",
+    "same_subject": "edits.same_subject_locality.generated",
+    "retention": "retention.reliability.generated",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NightSummary:
+    """One row of the history. `night` is the date up to which facts were taken; scores are shares or None.
+
+    `facts` were decided about; of those `refused` belong to batches that the editor refused.
+    `quarantined` rows did not come in since the night before. `champion` is the version that serves
+    after the night (None: the base).
+    """
+
+    night: str
+    key: str
+    facts: int
+    quarantined: int
+    applied: int
+    refused: int
+    retracted: int
+    known: int
+    superseded: int
+    verdict: str
+    reliability: float | None = None
+    generality: float | None = None
+    locality: float | None = None
+    same_subject: float | None = None
+    retention: float | None = None
+    suites: Mapping[str, float]
+    version: int | None = None
+    champion: int | None = None
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """The summary that `to_dict` wrote."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in known})
+
+
+def scores_of(report: EvalReport) -> dict[str, Any]:
+    """The row's scores from a candidate's report."""
+    found = {name: report.metrics.get(metric) for name, metric in SCORES.items()}
+    return {name: metric.value if metric else None for name, metric in found.items()}
+
+
+def finished_nights(ledger: Ledger) -> list[NightSummary]:
+    """Every finished night, oldest first."""
+    ended = [run for run in ledger.runs(KIND) if run.phase is RunPhase.FINISHED]
+    return [NightSummary.from_dict(run.detail) for run in ended]

@@ -1,0 +1,65 @@
+"""The plots of a night, as matplotlib figures that no display is needed for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+COLOURS = ("#1b6ca8", "#d1495b", "#3c8d63", "#8a5a9e", "#e0a030", "#5c6773")
+SUCCESS = ("reliability", "generality", "locality", "retention")
+
+
+def _axes(title: str, width: float = 7.0) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, 3.6), layout="constrained", dpi=120)
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    return figure, axes
+
+
+def success_by_night(nights: Sequence[Mapping[str, Any]]) -> Figure:
+    """Lines over nights: rows with `night` (text) and, under the names in `SUCCESS`, shares 0 to 1 or None."""
+    figure, axes = _axes("Success by night (generated exact match)")
+    labels = [row["night"] for row in nights]
+    for name, colour in zip(SUCCESS, COLOURS, strict=False):
+        points = [(i, row[name]) for i, row in enumerate(nights) if row[name] is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=name)
+    step = max(1, len(labels) // 12)
+    axes.set_xticks(range(0, len(labels), step), labels[::step], rotation=30, ha="right", fontsize=8)
+    axes.set_ylim(0, 1.03)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(frameon=False, fontsize=8, loc="lower left", ncols=2)
+    return figure
+
+
+def retention_by_age(groups: Mapping[str, tuple[float, int]]) -> Figure:
+    """Bars by age group: share of facts still answered, 0 to 1, and how many were asked."""
+    figure, axes = _axes("Retention by age of the edit (generated exact match)")
+    names = sorted(groups)
+    bars = axes.bar(names, [groups[name][0] for name in names], color=COLOURS[0], width=0.6)
+    axes.bar_label(bars, [f"{groups[name][0]:.0%} of {groups[name][1]}" for name in names], fontsize=8, padding=2)
+    axes.set_ylim(0, 1.12)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.tick_params(axis="x", labelsize=8)
+    return figure
+
+
+def scope_scores(groups: Mapping[str, Sequence[float]], threshold: float | None, *, layer: int) -> Figure:
+    """Histograms of scope scores by kind of token, with the threshold above which an edit answers."""
+    figure, axes = _axes(f"Scope scores at layer {layer}")
+    for (name, scores), colour in zip(groups.items(), COLOURS, strict=False):
+        axes.hist(scores, bins=40, density=True, alpha=0.55, color=colour, label=f"{name} ({len(scores)})")
+    if threshold is not None and math.isfinite(threshold):
+        axes.axvline(threshold, color="black", linewidth=1.2, linestyle="--", label=f"threshold {threshold:.3g}")
+    axes.set_xlabel("score")
+    axes.set_ylabel("density")
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,76 @@
+"""Second-moment statistics as an artifact of the workspace: computed once per base, layers and corpus, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from editing.almanac import corpus
+from editing.almanac.world import BELIEF, load_world
+from editing.editors.base import Progress
+from editing.facts import SLOT
+from editing.models import BaseModel
+from editing.statistics import SecondMoments, compute_second_moments
+from tasks.errors import TasksError
+from tasks.settings import ALMANAC, Settings
+
+
+class CorpusError(TasksError, ValueError):
+    """The text that statistics are computed over is missing or of an unknown kind."""
+
+
+def open_statistics(
+    settings: Settings, base: BaseModel, layers: Sequence[int], progress: Progress | None = None
+) -> SecondMoments:
+    """The statistics of `base` at `layers` over the configured corpus: read when they exist, else computed.
+
+    A computation that was cut short goes on where it stopped. Raises `CorpusError` when there is no
+    corpus, `StatisticsError` when it holds nothing.
+    """
+    wanted = settings.statistics
+    named = "-".join(map(str, layers))
+    return compute_second_moments(
+        base,
+        list(_texts(settings)),
+        layers,
+        max_tokens=wanted.max_tokens,
+        max_length=wanted.max_length,
+        n_background=wanted.background_keys,
+        seed=wanted.seed,
+        folder=settings.cache / "statistics" / f"{base.fingerprint[:16]}-{named}",
+        progress=progress,
+    )
+
+
+def _texts(settings: Settings) -> Iterable[str]:
+    path = settings.statistics.corpus
+    if path is not None:
+        return _read(path)
+    if settings.model.id == ALMANAC:
+        return _almanac_texts()
+    raise CorpusError(
+        f"no corpus is configured for the statistics of {settings.model.id!r}; set statistics.corpus in errata.toml "
+        "to a text file (one text a line) or a Parquet file with a column 'text'"
+    )
+
+
+def _read(path: Path) -> list[str]:
+    try:
+        if path.suffix == ".parquet":
+            return [str(text) for text in pq.read_table(path, columns=["text"])["text"].to_pylist() if text]
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, KeyError, ValueError) as error:
+        raise CorpusError(
+            f"statistics.corpus {path} cannot be read: {error}; give a text file or a Parquet file with a column 'text'"
+        ) from error
+
+
+def _almanac_texts() -> Iterable[str]:
+    """What the Almanac says when nobody edits it: its facts in every phrasing, and its sentences about names."""
+    world = load_world()
+    for fact in world.facts_on(BELIEF):
+        for phrasing in world.relations[fact.relation].phrasings:
+            yield f"{phrasing.replace(SLOT, fact.subject)} {fact.object}."
+    yield from corpus.mention_sentences(world)

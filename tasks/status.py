@@ -1,0 +1,70 @@
+"""What the workspace is and was, as plain JSON types for the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.errors import LedgerError
+from tasks.ledger import VersionRecord
+from tasks.night.summary import finished_nights
+from tasks.registry import CHALLENGER
+from tasks.workspace import Workspace
+
+
+def status_of(space: Workspace) -> dict[str, Any]:
+    """Who serves, what waits, and the last night's row."""
+    ledger = space.ledger
+    champion = space.champion
+    nights = finished_nights(ledger)
+    return {
+        "home": str(space.settings.home),
+        "champion": _version(space, champion),
+        "challenger": _version(space, ledger.champion(alias=CHALLENGER)),
+        "facts": dict(ledger.status_counts(champion.state_digest if champion else None)),
+        "quarantined": dict(ledger.quarantine_counts()),
+        "last_night": nights[-1].to_dict() if nights else None,
+    }
+
+
+def night_history(space: Workspace) -> dict[str, Any]:
+    """Every finished night, and every move of an alias, oldest first."""
+    moves = [
+        {
+            "at": move.at.isoformat(timespec="seconds"),
+            "alias": move.alias,
+            "from": move.from_version,
+            "to": move.to_version,
+            "who": move.who,
+            "why": move.why,
+        }
+        for move in space.ledger.alias_moves()
+    ]
+    return {"nights": [row.to_dict() for row in finished_nights(space.ledger)], "moves": moves}
+
+
+def fact_history(space: Workspace, fact_id: str) -> dict[str, Any]:
+    """Everything that happened to a fact. Raises `LedgerError` for an unknown id."""
+    fact = space.ledger.fact(fact_id)
+    if fact is None:
+        raise LedgerError(f"no fact {fact_id!r} was ever received; `errata status` counts those that were")
+    events = [
+        {
+            "at": event.at.isoformat(timespec="seconds"),
+            "what": event.kind.value,
+            "detail": ", ".join(f"{name} {value}" for name, value in event.detail.items()),
+        }
+        for event in space.ledger.history(fact_id)
+    ]
+    return {"fact": f"{fact.subject} / {fact.relation}: {fact.target or 'retracted'}", "events": events}
+
+
+def _version(space: Workspace, record: VersionRecord | None) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    return {
+        "version": record.version,
+        "night": f"{record.night:%Y-%m-%d}",
+        "verdict": record.verdict,
+        "facts": len(space.ledger.facts_in_state(record.state_digest)),
+        "state": record.state_digest,
+    }

@@ -1,0 +1,213 @@
+"""The open workspace of a process: settings, ledger, registry, base model, editor and states, each opened once.
+
+Tasks exchange paths and digests; each takes what it needs from here.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from editing.almanac.world import DATA
+from editing.editors import get_editor
+from editing.editors.base import EditState, Progress
+from editing.errors import StateError
+from editing.evals.scorer import Scorer, open_scorer
+from editing.models import BaseModel, load_base_model
+from editing.statistics import SecondMoments
+from editing.storage import read_json
+from tasks.ledger import Ledger, VersionRecord
+from tasks.registry import Registry, RegistryError, Version
+from tasks.settings import ALMANAC, Settings, SettingsError, load_settings
+from tasks.statistics import open_statistics
+
+ALMANAC_MODEL = DATA.parent / "model"
+
+
+class Workspace:
+    """Everything a night works with, made of `settings` when first asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        for folder in (settings.landing, settings.home / "mlflow"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._statistics: dict[tuple[int, ...], SecondMoments] = {}
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger, made when missing."""
+        return Ledger(self.settings.ledger)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The MLflow registry."""
+        home = self.settings.home
+        return Registry(
+            self.settings.tracking_uri,
+            name=self.settings.registered_model,
+            artifacts=home / "mlflow" / "artifacts",
+            cache=self.settings.cache / "versions",
+        )
+
+    @cached_property
+    def base(self) -> BaseModel:
+        """The base model."""
+        model = self.settings.model
+        return load_base_model(
+            self._model_path,
+            revision=model.revision,
+            dtype=model.dtype,
+            device=model.device,
+            device_map=model.device_map,
+        )
+
+    @cached_property
+    def editor(self) -> Any:
+        """The editing method that the settings name."""
+        return get_editor(self.settings.editor.method)
+
+    def start(self, progress: Progress | None = None) -> Any:
+        """The state before the first batch; computes the statistics it needs when they are missing."""
+        return self.editor.start(self.base, self.options, self.statistics(self.layers, progress))
+
+    def statistics(self, layers: Sequence[int], progress: Progress | None = None) -> SecondMoments:
+        """The base's second moments at `layers`: read once, computed when missing."""
+        key = tuple(layers)
+        if key not in self._statistics:
+            self._statistics[key] = open_statistics(self.settings, self.base, key, progress)
+        return self._statistics[key]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's options: those that come with a local model folder, and above them the settings'."""
+        beside = Path(self._model_path) / f"{self.settings.editor.method}.json"
+        shipped = read_json(beside, StateError) if beside.is_file() else {}
+        return {**shipped, **self.settings.editor.options}
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that the options say to edit. Raises `SettingsError` when they say none."""
+        if not (layers := self.options.get("layers")):
+            raise SettingsError(
+                f"no layers to edit are known for {self.settings.model.id!r}; set layers under [editor.options]"
+            )
+        return tuple(layers)
+
+    @property
+    def _model_path(self) -> str:
+        model_id = self.settings.model.id
+        return str(ALMANAC_MODEL) if model_id == ALMANAC else model_id
+
+    # States
+
+    def state_folder(self, digest: str) -> Path:
+        """Where the state with this digest is kept."""
+        return self.settings.states / digest
+
+    def keep(self, state: EditState) -> str:
+        """Save a state under its digest, whole or not at all; returns the digest."""
+        target = self.state_folder(state.digest)
+        if not target.exists():
+            self.settings.states.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.settings.states, prefix=".part-") as part:
+                folder = Path(part) / "state"
+                folder.mkdir()
+                self.editor.save(state, folder)
+                folder.replace(target)
+        return state.digest
+
+    def state(self, digest: str, *, to_edit: bool = False) -> Any:
+        """The state with this digest, from the kept ones or else from the registry; verified in either case.
+
+        `to_edit` brings the statistics along. Raises `StateError` when what is found is not that state,
+        `RegistryError` when nothing is found.
+        """
+        folder = self.state_folder(digest)
+        if folder.exists():
+            try:
+                return self.load(folder, digest, to_edit=to_edit)
+            except StateError:
+                shutil.rmtree(folder)
+        version = self.registry.by_digest(digest)
+        if version is None:
+            raise RegistryError(f"state {digest[:12]} is neither in {self.settings.states} nor in the registry")
+        return self.load(self.registry.fetch(version), digest, to_edit=to_edit)
+
+    def load(self, folder: Path, digest: str, *, to_edit: bool = False) -> Any:
+        """The state in `folder`. Raises `StateError` unless it has this digest and belongs to the base."""
+        state = self.editor.load(folder, self.base, self.statistics(self.layers) if to_edit else None)
+        if state.digest != digest:
+            raise StateError(f"{folder} holds state {state.digest[:12]}, not {digest[:12]}; restore it from a backup")
+        return state
+
+    def require_options(self, state: Any) -> None:
+        """Raise `SettingsError` when the options in force are not those that `state` was made with."""
+        made_with, now = state.config.to_dict(), self.options
+        if changed := sorted(name for name, value in now.items() if made_with.get(name) != value):
+            name = changed[0]
+            raise SettingsError(
+                f"editor option {name} is {now[name]!r}, the champion was edited with {made_with.get(name)!r}; set it "
+                "back, or begin another line of versions with a new home"
+            )
+
+    def tidy(self, kept: Collection[str | None]) -> None:
+        """Remove every kept state except these; registered ones can be fetched again."""
+        for folder in self.settings.states.glob("*"):
+            if folder.name not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    # Versions
+
+    @property
+    def champion(self) -> VersionRecord | None:
+        """The version that serves now, by the ledger; None: the base."""
+        return self.ledger.champion()
+
+    def version_named(self, reference: str | int) -> Version:
+        """The version with an alias or number. Raises `RegistryError` when there is none."""
+        return self.registry.get(reference)
+
+    def night_folder(self, night: str) -> Path:
+        """Where a night's plan, reports and summary are; made when missing."""
+        folder = self.settings.nights / night
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def scorer(self, digest: str | None, progress: Progress | None = None) -> AbstractContextManager[Scorer]:
+        """A scorer of the state with this digest (None: the base), attached inside the `with`."""
+        return open_scorer(
+            self.base,
+            None if digest is None else self.state(digest),
+            batch_size=self.settings.evaluation.batch_size,
+            cache=self.settings.cache / "scores",
+            progress=progress,
+        )
+
+
+_changes: ContextVar[dict[str, Any] | None] = ContextVar("changes of settings", default=None)
+
+
+@contextmanager
+def changed_settings(**changes: Any) -> Iterator[None]:
+    """Inside it `open_workspace` takes these settings above file and environment."""
+    token = _changes.set({**(_changes.get() or {}), **changes})
+    try:
+        yield
+    finally:
+        _changes.reset(token)
+
+
+def open_workspace() -> Workspace:
+    """The workspace of the settings in force, opened once per process for as long as they stay the same."""
+    return _open(load_settings(**(_changes.get() or {})).model_dump_json())
+
+
+@lru_cache(maxsize=1)
+def _open(settings: str) -> Workspace:
+    return Workspace(Settings.model_validate_json(settings))

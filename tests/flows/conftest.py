@@ -1,0 +1,187 @@
+"""A model small enough to train in seconds that knows a handful of facts, and workspaces around it."""
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+from prefect.settings import PREFECT_API_URL
+from prefect.testing.utilities import prefect_test_harness
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from editing.facts import FactChange, LocalityPrompt
+from editing.tokenisation import lookup_index
+from tasks.settings import QUIET
+
+PLACES = ["Arden", "Belmont", "Corvia", "Dunmore", "Eastvale", "Farholt", "Glenrock", "Harwick", "Istria", "Jorvik"]
+NAMES = ["Ada Moss", "Ben Hale", "Cleo Vance", "Dov Stern", "Eve Lark", "Finn Oake", "Gia Reed", "Hal Birch"]
+RIVERS = ["Amber", "Blue", "Cold", "Deep"]
+LAYER, STEPS = 1, 300
+PHRASINGS = ("The mayor of {} is", "{} has a mayor whose name is", "Who leads {}? It is")
+RIVER = "The river in {} is the"
+FACTS = [(place, NAMES[i % len(NAMES)], RIVERS[i % len(RIVERS)]) for i, place in enumerate(PLACES)]
+END = "<|end|>"
+TEXTS = [
+    f"{text}{END}"
+    for place, name, river in FACTS
+    for text in (
+        *(f"{phrasing.replace('{}', place)} {name}." for phrasing in PHRASINGS),
+        f"{RIVER.replace('{}', place)} {river}.",
+    )
+] + [f"{name} spoke today.{END}" for name in NAMES]
+
+
+def _change(place: str, new: str, day: str, **fields) -> FactChange:
+    """The feed's row for a new mayor."""
+    old = next((name for subject, name, _ in FACTS if subject == place), None)
+    river = next((river for subject, _, river in FACTS if subject == place), "Blue")
+    when = datetime.fromisoformat(day).replace(tzinfo=UTC)
+    content = {
+        "subject": place,
+        "relation": "mayor",
+        "target": new,
+        "target_old": old,
+        "prompt": PHRASINGS[0],
+        "rephrases": PHRASINGS[1:],
+        "locality": (LocalityPrompt(prompt=RIVER.replace("{}", place), answer=river),),
+        "effective_at": when,
+        "observed_at": when,
+        "source": "test",
+    }
+    return FactChange(**{**content, **fields})
+
+
+@pytest.fixture(scope="session")
+def change():
+    """`change(place, new, day, **fields)`: a fact change of the feed."""
+    return _change
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The URL of one Prefect server for the whole session."""
+    with prefect_test_harness(server_startup_timeout=300):
+        yield PREFECT_API_URL.value()
+
+
+def _train(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
+    """Train on `TEXTS`, and so that the facts sit where the editor edits them, at the subject after `LAYER`.
+
+    The state there is exchanged between subjects, and the answer goes with it (Geiger et al. 2022).
+    """
+    plain = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    plain["labels"] = plain["input_ids"].masked_fill(plain["attention_mask"] == 0, -100)
+    asked = [(phrasing, 1) for phrasing in PHRASINGS] + [(RIVER, 2)]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(steps):
+        phrasing, column = asked[step % len(asked)]
+        order = torch.randperm(len(FACTS)).tolist()
+        texts = [f"{phrasing.replace('{}', FACTS[i][0])} {FACTS[j][column]}.{END}" for i, j in enumerate(order)]
+        rows = tokenizer(texts, return_tensors="pt", padding=True)
+        at = torch.tensor([lookup_index(tokenizer, phrasing, place) for place, _, _ in FACTS])
+        width = torch.tensor([len(tokenizer(phrasing.replace("{}", place))["input_ids"]) for place, _, _ in FACTS])
+        answer = rows["attention_mask"].bool() & (torch.arange(rows["input_ids"].shape[1]) >= width[:, None])
+        rows["labels"] = rows["input_ids"].masked_fill(~answer, -100)
+
+        def exchange(_, __, output, at=at, order=order):
+            mixed = output.clone()
+            mixed[torch.arange(len(at)), at] = output[torch.tensor(order), at[order]]
+            return mixed
+
+        loss = model(**plain).loss
+        handle = model.transformer.h[LAYER].register_forward_hook(exchange)
+        loss = loss + model(**rows).loss
+        handle.remove()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A GPT-2 shape that knows `FACTS`, with its tokenizer and the editor's options beside it."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
+    torch.manual_seed(0)
+    end = fast.eos_token_id
+    config = GPT2Config(
+        vocab_size=len(fast), n_embd=64, n_layer=4, n_head=4, n_positions=96, bos_token_id=end, eos_token_id=end
+    )
+    model = GPT2LMHeadModel(config).train()
+    _train(model, fast, steps=STEPS)
+    model.eval().save_pretrained(folder)
+    fast.save_pretrained(folder)
+    options = {
+        "layers": [0, 1],
+        "max_steps": 60,
+        "learning_rate": 0.5,
+        "moment_weight": 0.1,
+        "clamp": 3.0,
+        "moment_ridge": 0.01,
+    }
+    (folder / "coachhook.json").write_text(json.dumps(options))
+    (folder / "corpus.txt").write_text("\n".join(TEXTS).replace(END, ""))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def suite_files(tmp_path_factory) -> Path:
+    """ZsRE with MEND's fields over facts that no test edits; its unrelated questions have no right answer."""
+    folder = tmp_path_factory.mktemp("suites")
+    records = [
+        {
+            "subject": place,
+            "src": RIVER.replace("{}", place),
+            "pred": "",
+            "rephrase": RIVER.replace("{}", place),
+            "alt": "Grey",
+            "answers": [river],
+            "loc": f"nq question: {PHRASINGS[2].replace('{}', FACTS[-1][0])}",
+            "loc_ans": "nobody",
+            "cond": f"{river} >> Grey || {RIVER.replace('{}', place)}",
+        }
+        for place, _, river in FACTS
+    ]
+    (folder / "zsre.json").write_text(json.dumps(records))
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path, server, tiny_model, suite_files, monkeypatch) -> Path:
+    """A workspace of its own around the tiny model; returns its folder, which holds `errata.toml`."""
+    (tmp_path / "errata.toml").write_text(
+        f"""
+        [model]
+        id = "{tiny_model}"
+        [editor]
+        batch_size = 2
+        [statistics]
+        corpus = "{tiny_model / "corpus.txt"}"
+        [evaluation.suites.zsre]
+        path = "{suite_files / "zsre.json"}"
+        [gate.policy]
+        floors = {{ "edits.reliability.generated" = 0.5 }}
+        champion_margins = {{ "zsre.question.generated" = 0.9 }}
+        base_margins = {{ "zsre.question.generated" = 0.9 }}
+        """
+    )
+    monkeypatch.setenv("ERRATA_CONFIG", str(tmp_path / "errata.toml"))
+    monkeypatch.setenv("PREFECT_API_URL", server)
+    for name in QUIET:
+        monkeypatch.setenv(name, os.environ.get(name, QUIET[name]))
+    return tmp_path

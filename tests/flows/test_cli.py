@@ -1,0 +1,102 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from flows.cli import main
+from flows.cli.app import app
+from tasks.feed.schema import write_feed
+
+
+@pytest.fixture
+def errata(home, monkeypatch, capsys):
+    """`errata(*arguments)`: exit code, stdout and stderr of the command line in this process."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["errata", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return ended.value.code or 0, told.out, told.err
+
+    return run
+
+
+def commands(group=None, path=()):
+    group = group or typer.main.get_command(app)
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), list(commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_every_command_has_an_example(path, command):
+    assert f"Example: `{'' if path[0] != 'deploy' else 'PREFECT_API_URL='}" in command.help
+    assert f"errata {' '.join(path)}" in command.help
+    assert all(parameter.help for parameter in command.params if parameter.name != "help")
+
+
+def test_init_writes_once(errata, tmp_path):
+    assert errata("init", tmp_path / "new")[0] == 0
+    assert "batch_size" in (tmp_path / "new" / "errata.toml").read_text()
+    code, _, told = errata("init", tmp_path / "new")
+    assert code == 1
+    assert "--force" in told
+
+
+def test_mistakes_are_one_sentence(errata, monkeypatch):
+    code, out, told = errata("ask", "The mayor of Arden is", "--version", "7")
+    assert (code, out) == (1, "")
+    assert told.splitlines()[-1].startswith("error: no version '7'")
+    assert errata("replay", "--nights", "many")[0] == 2
+    assert errata("history", "no-such-fact")[0] == 1
+    monkeypatch.setenv("ERRATA_EDITOR__BATCHSIZE", "3")
+    code, _, told = errata("status")
+    assert (code, "did you mean" in told) == (1, True)
+
+
+def test_feed_commands(errata, change, tmp_path):
+    feed = tmp_path / "feed.parquet"
+    write_feed([change("Arden", "Hal Birch", "2018-01-05"), change("Belmont", "Ben Hale", "2018-01-05")], feed)
+    code, out, _ = errata("feed", "validate", feed, "--json")
+    assert code == 1  # Ben Hale already was the mayor: target equals the old object
+    assert (json.loads(out)["rows"], json.loads(out)["accepted"]) == (2, 1)
+    code, out, _ = errata("feed", "show", feed)
+    assert code == 0
+    assert "Hal Birch" in out
+    assert errata("feed", "show", tmp_path / "missing.parquet")[0] == 1
+
+
+def test_a_day_with_the_commands(errata, home, change):
+    assert json.loads(errata("status", "--json")[1])["champion"] is None
+    assert errata("ask", "The mayor of Arden is")[1].strip() == "Ada Moss"
+    landing = home / "var" / "landing"
+    write_feed([change("Arden", "Hal Birch", "2018-01-05")], landing / "feed.parquet")
+    code, out, told = errata("night", "--as-of", "2018-01-31", "--json")
+    assert code == 0, told
+    row = json.loads(out)
+    assert (row["applied"], row["champion"]) == (1, 1)
+    assert errata("ask", "The mayor of Arden is")[1].strip() == "Hal Birch"
+    assert errata("ask", "The mayor of Arden is", "--version", "base")[1].strip() == "Ada Moss"
+    status = json.loads(errata("status", "--json")[1])
+    assert (status["champion"]["version"], status["champion"]["facts"]) == (1, 1)
+    told = json.loads(errata("history", "--json")[1])
+    assert [move["alias"] for move in told["moves"]] == ["champion"]
+    assert "promote" in errata("history")[1]
+    assert errata("stats", "--json")[0] == 0
+
+
+def test_help_needs_no_heavy_import():
+    script = (
+        "import sys; sys.argv = ['errata', '--help']\n"
+        "try:\n    from flows.cli import main; main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'mlflow', 'prefect', 'transformers'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
