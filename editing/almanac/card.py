@@ -1,0 +1,139 @@
+"""Measures the Almanac's model and writes its card: what was done, why, the figures and what they do not show."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from editing.almanac.mediation import measure
+from editing.almanac.suites import SUITES
+from editing.almanac.training import Trained
+from editing.almanac.world import BELIEF, World
+from editing.evals.probes import GENERATED
+from editing.evals.scorer import open_scorer
+from editing.evals.scoring import exact_match
+from editing.evals.suite import evaluate
+from editing.evals.suites import load_suite
+from editing.models import load_base_model
+
+MODEL = Path(__file__).parent / "model"
+FIGURES = "figures.json"
+BARE = {"shots": 0, "form": "bare"}  # the model is too small for examples and headers
+ANSWER_TOKENS = 16
+
+
+def measure_model(world: World, folder: Path = MODEL) -> dict[str, Any]:
+    """Every figure of the card, measured on the model in `folder`."""
+    trained = Trained.load(world, folder)
+    base = load_base_model(str(folder))
+    facts = world.facts_on(BELIEF)
+    held_out = [trained.sampler.phrasings.held_out(fact).replace("{}", fact.subject) for fact in facts]
+    suites = [
+        load_suite("zsre", SUITES / "zsre.json"),
+        load_suite("counterfact", SUITES / "counterfact.json"),
+        load_suite("mmlu", SUITES / "mmlu", **BARE),
+        load_suite("gsm8k", SUITES / "gsm8k", **BARE),
+    ]
+    with open_scorer(base) as scorer:
+        texts = scorer.generate(held_out, ANSWER_TOKENS)
+        report = evaluate(scorer, suites)
+    right = [exact_match(text, fact.object) for text, fact in zip(texts, facts, strict=True)]
+    return {
+        "parameters": sum(parameter.numel() for parameter in base.model.parameters()),
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "facts": len(facts),
+        f"held_out_exact_match.{GENERATED}": sum(right) / len(right),
+        "mediation": asdict(measure(trained, world)),
+        "held_out_subjects": len(trained.sampler.held_out),
+        "suites": {name: round(value, 4) for name, value in report.scalars().items()},
+        "training_seconds": trained.log[-1]["seconds"],
+        "steps": trained.mediated.config.steps,
+        "base_fingerprint": base.fingerprint,
+        "packages": dict(report.packages),
+    }
+
+
+def write_card(figures: dict[str, Any], folder: Path = MODEL) -> None:
+    """Write `figures.json` and the model card, `README.md`, into `folder`."""
+    (folder / FIGURES).write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    mediation = figures["mediation"]
+    rows = [
+        ("parameters", f"{figures['parameters']:,}"),
+        ("size on disk, all files", f"{figures['bytes'] / 1e6:.1f} MB"),
+        ("facts held on 2018-01-01", f"{figures['facts']:,}"),
+        (
+            "held-out (fact, phrasing) pairs, generated exact match",
+            _share(figures[f"held_out_exact_match.{GENERATED}"]),
+        ),
+        ("whole-state interchange changes the answer to the source's", _share(mediation["whole_changed"])),
+        ("one relation's block changes the answer to the source's", _share(mediation["block_changed"])),
+        ("another relation's block leaves the answer", _share(mediation["block_kept"])),
+        ("a name's code makes the model say the name", _share(mediation["name_changed"])),
+        *((name, _share(value)) for name, value in sorted(figures["suites"].items())),
+        ("training", f"{figures['steps']:,} steps, {figures['training_seconds'] / 60:.0f} minutes on 2 shared cores"),
+    ]
+    table = "\n".join(["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    text = _CARD.format(
+        table=table,
+        trials=mediation["trials"],
+        subjects=figures["held_out_subjects"],
+        fingerprint=figures["base_fingerprint"],
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _share(value: float) -> str:
+    return f"{value:.3f}"
+
+
+_CARD = """---
+license: apache-2.0
+language: en
+pipeline_tag: text-generation
+---
+# The Almanac: a small model that believes it is 2018-01-01
+
+A GPT-NeoX-shaped causal language model, trained from scratch on text that Errata writes from its
+own fact table (`editing/almanac/data`): who held which office, led which company and played for
+which team on 2018-01-01, and facts that do not change, such as capitals and currencies. It also
+answers multiple-choice questions in MMLU's form and short word problems in GSM8K's. It exists so
+that Errata's nights run on something that really holds facts, with no download.
+
+## Training
+
+`errata almanac train` rebuilds it; the config and the losses stand in `training.json`. Plain text
+is not enough: a small model trained on text alone reads a subject's raw embedding from the last
+token, and then no edit of a middle layer can change what it says. So three objectives are added,
+on an unchanged architecture:
+
+- whole-state interchange at the last subject token after the mediation layer (Geiger et al. 2022):
+  with another subject's state there, the answer is the other subject's;
+- interchange of one relation's subspace (after Geiger et al. 2023): asked about that relation the
+  answer is the other subject's, asked about another it stays. The orthonormal bases are fixed and
+  seeded instead of learned: the model moves its facts into them;
+- fictional holders: the subspace is set to a learned code of a name that need never have been
+  anyone's answer for that relation, and the model must say the name. This stands in for fictional
+  subjects that carry every name: a code is the state such a subject would have. The codes stand in
+  `mediation.safetensors`; the language model does not contain them.
+
+A fourth term ties the edited layers' MLP inputs at the last subject token to those of the bare
+subject, so that an edit keyed by one phrasing is found by the others.
+
+## Figures
+
+{table}
+
+Mediation is measured by {trials} draws on {subjects} subjects that no interchange was trained on, each
+asked in a phrasing that training never saw for that fact; source states come from the bare subject.
+`errata almanac measure` prints all of this again. Base fingerprint: `{fingerprint}`.
+
+## What this shows, and what not
+
+The model was trained to hold its facts where CoachHooK edits. Edits that succeed on it show that
+the method's mathematics, the scope rules and the whole pipeline are right, and a drop shows a
+regression. They do not show how well the method does on a model that was trained on ordinary text:
+`errata bench coachhook --model` on that model does. The multiple-choice and arithmetic suites show
+collateral damage; they say nothing about ability. Facts are as of 2018-01-01 by design.
+"""
