@@ -19,7 +19,7 @@ from editing.editors.coachhook.frozen import UpperBlocks
 from editing.editors.coachhook.prompts import Group, make_groups
 from editing.editors.coachhook.scope import Hooks
 from editing.editors.coachhook.state import LayerState
-from editing.editors.coachhook.targets import Optimised, optimise_targets
+from editing.editors.coachhook.targets import Optimised, length_buckets, optimise_targets
 from editing.errors import ConfigError
 from editing.facts import FactChange
 from editing.models import BaseModel, wrap_model
@@ -86,11 +86,15 @@ def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def _floor(base: BaseModel, groups: Sequence[Group], config: CoachHookConfig, steps: int) -> float:
     """Seconds of `steps` forward and backward passes of the layers above the edited ones, from the lookup on."""
     rows = [row for group in groups for row in group.rows]
-    upper = UpperBlocks(base, Hooks(base, {}, config), rows, config.layers[-1])
-    delta_BD = torch.zeros(len(rows), upper.width, device=base.device, requires_grad=True)
+    parts = [
+        UpperBlocks(base, Hooks(base, {}, config), [rows[index] for index in bucket], config.layers[-1])
+        for bucket in length_buckets(rows)
+    ]
+    width = int(base.model.config.hidden_size)
+    deltas = [torch.zeros(len(part.lookup_norms), width, device=base.device, requires_grad=True) for part in parts]
 
     def once() -> Any:
-        return torch.autograd.grad(upper(delta_BD).sum(), delta_BD)
+        return [torch.autograd.grad(part(delta).sum(), delta) for part, delta in zip(parts, deltas, strict=True)]
 
     once()
     return _timed(lambda: [once() for _ in range(steps)])[0]

@@ -5,7 +5,7 @@ import torch
 
 from editing.bench.published import optimise_alone
 from editing.editors.coachhook import CoachHookConfig, targets
-from editing.editors.coachhook.prompts import make_groups
+from editing.editors.coachhook.prompts import Row, make_groups
 from editing.editors.coachhook.scope import Hooks
 from editing.editors.coachhook.targets import optimise_targets, plan
 from editing.facts import LocalityPrompt
@@ -88,3 +88,17 @@ def test_a_locality_prompt_that_asks_what_changes_is_not_kept(tiny_base, fact):
     config = dataclasses.replace(CONFIG, kl_factor=0.0)
     (group,) = make_groups(tokenizer, [fact("Arden", "Ben Hale", locality=(kept, asked, elsewhere))], [], config)
     assert [tokenizer.decode(row.ids) for row in group.rows if row.fact < 0] == ["Arden trades with Corvia"]
+
+
+def test_rows_are_bucketed_where_padding_costs_more_than_a_pass():
+    def row(columns):
+        return Row(tuple(range(columns + 4)), 3, (columns + 3,), 0, 1.0)
+
+    def lengths(rows):
+        return [sorted({rows[index].columns for index in bucket}) for bucket in targets.length_buckets(rows)]
+
+    assert lengths([row(5)]) == [[5]]
+    assert lengths([row(2)] * 3 + [row(5)] * 3) == [[2, 5]]
+    rows = [row(2)] * 100 + [row(5)] + [row(20)] * 100
+    assert lengths(rows) == [[2], [5, 20]]
+    assert sorted(index for bucket in targets.length_buckets(rows) for index in bucket) == list(range(201))

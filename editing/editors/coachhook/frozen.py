@@ -96,11 +96,6 @@ class UpperBlocks:
         self._calls.append((block, tuple(swap(value) for value in args[1:]), kwargs))
 
     @property
-    def width(self) -> int:
-        """Model width D."""
-        return self._hidden_BSD.shape[-1]
-
-    @property
     def lookup_norms(self) -> Tensor:
         """`|h|` at each row's lookup token, `[B]` float32."""
         return torch.linalg.vector_norm(self._hidden_BSD[:, 0], dim=-1, dtype=torch.float32)

@@ -39,6 +39,11 @@ class Row:
     fact: int
     weight: float
 
+    @property
+    def columns(self) -> int:
+        """Positions from the lookup token to the last that predicts."""
+        return len(self.ids) - 1 - self.lookup
+
 
 @dataclass(frozen=True, slots=True)
 class Context:

@@ -28,6 +28,7 @@ from editing.models import BaseModel
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 SHRINK_BELOW = 0.75
+PASS_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,39 +71,92 @@ class _Adam:
             setattr(self, name, getattr(self, name)[chosen])
 
 
+def length_buckets(rows: Sequence[Row]) -> list[list[int]]:
+    """Rows (by index) of like length from the lookup token on, so that padding plus passes cost least.
+
+    A pass costs as much as `PASS_TOKENS` tokens; the cut is the best one, by dynamic programming
+    over the distinct lengths.
+    """
+    order = sorted(range(len(rows)), key=lambda index: (rows[index].columns, rows[index].lookup))
+    ends = [at for at in range(1, len(order) + 1) if at == len(order) or _longer(rows, order, at)]
+    best: dict[int, tuple[int, int]] = {0: (0, 0)}
+    for end in ends:
+        longest = rows[order[end - 1]].columns
+        best[end] = min((cost + (end - start) * longest + PASS_TOKENS, start) for start, (cost, _) in best.items())
+    buckets, end = [], len(order)
+    while end:
+        start = best[end][1]
+        buckets.append(order[start:end])
+        end = start
+    return buckets[::-1]
+
+
+def _longer(rows: Sequence[Row], order: Sequence[int], at: int) -> bool:
+    return rows[order[at]].columns > rows[order[at - 1]].columns
+
+
+class _Bucket:
+    """Rows of like length, with what they ask and the groups `[B]` that own them."""
+
+    def __init__(self, base: BaseModel, hooks: Hooks, rows: Sequence[tuple[Row, int]], layer: int) -> None:
+        placed = sorted(rows, key=lambda item: item[0].fact < 0)
+        owners = [owner for _, owner in placed]
+        self._base = base
+        self._upper = UpperBlocks(base, hooks, [row for row, _ in placed], layer)
+        self.asked = Asked.of_rows(base, hooks, [row for row, _ in placed], owners)
+        self.owner_B = torch.tensor(owners, device=base.device)
+        self.norm_B = self._upper.lookup_norms.to(base.device)
+
+    def evaluate(self, delta_GD: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted nats per asked position `[P]` and the gradient `[G, D]` of their sum."""
+        delta_GD = delta_GD.detach().requires_grad_(True)
+        with torch.enable_grad():
+            hidden_BSD = self._upper(delta_GD[self.owner_B])
+            at = (self.asked.row.to(hidden_BSD.device), self.asked.offset.to(hidden_BSD.device))
+            logits_PV = self._base.head(self._base.final_norm(hidden_BSD[at])).float().to(delta_GD.device)
+            weighted_P = self.asked.losses(logits_PV) * self.asked.weight
+            (gradient_GD,) = torch.autograd.grad(weighted_P.sum(), delta_GD)
+        return weighted_P.detach(), gradient_GD
+
+    def keep(self, group_place: Tensor) -> bool:
+        """Go on with the rows whose group has a place (not -1), under its new number; whether any are left."""
+        chosen_B = (group_place[self.owner_B] >= 0).nonzero()[:, 0]
+        row_place = torch.full_like(self.owner_B, -1)
+        row_place[chosen_B] = torch.arange(len(chosen_B), device=chosen_B.device)
+        self.asked = self.asked.only(group_place, row_place)
+        self.owner_B = group_place[self.owner_B[chosen_B]]
+        self._upper.keep(chosen_B)
+        return len(chosen_B) > 0
+
+
 class _MicroBatch:
     """The groups that are still being optimised, by their place in the micro-batch (`names` `[G]`)."""
 
     def __init__(self, base: BaseModel, hooks: Hooks, groups: Sequence[Group], config: CoachHookConfig) -> None:
-        self._base, self._config = base, config
         placed = [(row, owner) for owner, group in enumerate(groups) for row in group.rows]
-        placed.sort(key=lambda item: item[0].fact < 0)
-        rows, owners = [row for row, _ in placed], [owner for _, owner in placed]
-        self._upper = UpperBlocks(base, hooks, rows, config.layers[-1])
-        self._asked = Asked.of_rows(base, hooks, rows, owners)
-        self._owner_B = torch.tensor(owners, device=base.device)
+        self._buckets = [
+            _Bucket(base, hooks, [placed[index] for index in bucket], config.layers[-1])
+            for bucket in length_buckets([row for row, _ in placed])
+        ]
         self._facts_G = torch.tensor([len(group.facts) for group in groups], device=base.device)
-        norm_B = self._upper.lookup_norms.to(base.device)
-        norm_G = torch.zeros(len(groups), device=base.device).index_add(0, self._owner_B, norm_B)
-        self._norm_G = norm_G / self._owner_B.bincount()
-        self.adam = _Adam.start(self._norm_G, self._upper.width, config)
+        owner_R = torch.cat([bucket.owner_B for bucket in self._buckets])
+        norm_R = torch.cat([bucket.norm_B for bucket in self._buckets])
+        norm_G = torch.zeros(len(groups), device=base.device).index_add(0, owner_R, norm_R) / owner_R.bincount()
+        self._decay_G = config.weight_decay / norm_G.square()
+        self.adam = _Adam.start(norm_G, int(base.model.config.hidden_size), config)
         self.names = torch.arange(len(groups), device=base.device)
 
     def evaluate(self) -> tuple[Tensor, Tensor, Tensor]:
         """Nats per fact `[G, M]`, the weighted divergence of what is kept `[G]`, and the gradient `[G, D]`."""
-        delta_GD = self.adam.delta.requires_grad_(True)
-        with torch.enable_grad():
-            hidden_BSD = self._upper(delta_GD[self._owner_B])
-            asked_PD = hidden_BSD[self._asked.row.to(hidden_BSD.device), self._asked.offset.to(hidden_BSD.device)]
-            logits_PV = self._base.head(self._base.final_norm(asked_PD)).float().to(delta_GD.device)
-            weighted_P = self._asked.losses(logits_PV) * self._asked.weight
-            decay_G = self._config.weight_decay * torch.linalg.vector_norm(delta_GD, dim=1) / self._norm_G.square()
-            (gradient_GD,) = torch.autograd.grad(weighted_P.sum() + decay_G.sum(), delta_GD)
-        self.adam.delta = delta_GD.detach()
-        most = int(self._facts_G.max())
+        delta_GD, most = self.adam.delta, int(self._facts_G.max())
+        length_G = torch.linalg.vector_norm(delta_GD, dim=1).clamp(min=1e-30)
+        gradient_GD = (self._decay_G / length_G)[:, None] * delta_GD
         terms = torch.zeros(len(self.names), most + 1, device=delta_GD.device)
-        # A kept position's fact is -1: it lands in the last column.
-        terms = terms.index_put((self._asked.group, self._asked.fact), weighted_P.detach(), accumulate=True)
+        for bucket in self._buckets:
+            weighted_P, more_GD = bucket.evaluate(delta_GD)
+            gradient_GD = gradient_GD + more_GD
+            # A kept position's fact is -1: it lands in the last column.
+            terms = terms.index_put((bucket.asked.group, bucket.asked.fact), weighted_P, accumulate=True)
         return terms[:, :most] * self._facts_G[:, None], terms[:, most], gradient_GD
 
     def result(self, place: int, losses_GM: Tensor, converged: bool) -> Optimised:
@@ -113,13 +167,9 @@ class _MicroBatch:
         """Go on with these groups only (places `[g]`)."""
         group_place = torch.full_like(self.names, -1)
         group_place[chosen_G] = torch.arange(len(chosen_G), device=chosen_G.device)
-        chosen_B = (group_place[self._owner_B] >= 0).nonzero()[:, 0]
-        row_place = torch.full_like(self._owner_B, -1)
-        row_place[chosen_B] = torch.arange(len(chosen_B), device=chosen_B.device)
-        self._asked = self._asked.only(group_place, row_place)
-        self._upper.keep(chosen_B)
-        self._owner_B = group_place[self._owner_B[chosen_B]]
-        self._facts_G, self._norm_G, self.names = self._facts_G[chosen_G], self._norm_G[chosen_G], self.names[chosen_G]
+        self._buckets = [bucket for bucket in self._buckets if bucket.keep(group_place)]
+        self._facts_G, self._decay_G = self._facts_G[chosen_G], self._decay_G[chosen_G]
+        self.names = self.names[chosen_G]
         self.adam.keep(chosen_G)
 
 
@@ -152,7 +202,7 @@ def row_bytes(base: BaseModel, row: Row, before: int, layer: int) -> int:
     weight = base.down_projection(layer).get_parameter("weight")
     inner, width = max(weight.shape), min(weight.shape)
     above = len(base.blocks) - 1 - layer
-    columns = len(row.ids) - row.lookup
+    columns = row.columns
     activations = columns * above * (12 * width + 4 * inner)
     attention = 2 * columns * (columns + before) * above * int(getattr(base.model.config, "num_attention_heads", 1))
     prefix = before * len(base.blocks) * 2 * width
@@ -168,7 +218,7 @@ def plan(base: BaseModel, groups: Sequence[Group], layer: int, limit: int) -> tu
 
     def extent(index: int) -> tuple[int, int]:
         rows = groups[index].rows
-        return max(len(row.ids) - row.lookup for row in rows), max(row.lookup for row in rows)
+        return max(row.columns for row in rows), max(row.lookup for row in rows)
 
     batches: list[list[int]] = []
     largest = used = 0
