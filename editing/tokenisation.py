@@ -7,6 +7,7 @@ counted or cut by hand.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -146,9 +147,22 @@ def encode_with_targets(
 
 
 def find_subject(text: str, subject: str) -> int:
-    """The character where `subject` first occurs in `text`, as written or else in any case; -1 without it."""
-    at = text.find(subject)
-    return at if at >= 0 else text.casefold().find(subject.casefold())
+    """The character where `subject` first occurs in `text` as words of its own, in any case; -1 without it.
+
+    "Niger" is not in "Nigeria". Scripts that do not part words (category Lo) are searched as they are.
+    """
+    folded = (text.casefold(), subject.casefold())
+    for within, wanted in ((text, subject), folded if len(folded[0]) == len(text) else (text, subject)):
+        at = within.find(wanted)
+        while at >= 0:
+            if not (_in_word(within[at - 1 : at]) or _in_word(within[at + len(wanted) :][:1])):
+                return at
+            at = within.find(wanted, at + 1)
+    return -1
+
+
+def _in_word(character: str) -> bool:
+    return bool(character) and unicodedata.category(character) in ("Lu", "Ll", "Lt", "Mn", "Nd")
 
 
 def last_subject_token(tokens: Tokens, text: str, subject: str, start: int) -> int:

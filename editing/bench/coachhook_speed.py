@@ -30,7 +30,6 @@ CONTEXTS = (
     "The letter that came this morning was short and clear. ",
     "After the meeting everyone in the room agreed on one thing. ",
 )
-CONFIG = CoachHookConfig(layers=(3, 4, 5), contexts=CONTEXTS, max_steps=20, stop_loss=0.0, learning_rate=0.1)
 
 _TEMPLATES = (
     ("leader", "The person who has led {} since the last election is"),
@@ -75,6 +74,13 @@ def gpt2_small_shape(seed: int = 0) -> BaseModel:
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0))
     return wrap_model(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer), model_id="random-gpt2-small-shape")
+
+
+def example_config(base: BaseModel) -> CoachHookConfig:
+    """Twenty steps for every fact, behind the contexts, with the three layers below the middle edited."""
+    middle = len(base.blocks) // 2
+    layers = tuple(range(max(0, middle - 3), middle))
+    return CoachHookConfig(layers=layers, contexts=CONTEXTS, max_steps=20, stop_loss=0.0)
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -124,7 +130,7 @@ def inference_ratio(
 def measure_speed(
     base: BaseModel | None = None,
     facts: Sequence[FactChange] | None = None,
-    config: CoachHookConfig = CONFIG,
+    config: CoachHookConfig | None = None,
     *,
     batch: int = 64,
     alone: int = 4,
@@ -132,13 +138,14 @@ def measure_speed(
 ) -> dict[str, Any]:
     """Batched target optimisation against the published way, in one run on one model, with the same steps.
 
-    Without `base`, a random model of GPT-2 small's shape. The batch is timed whole; the published
-    way on `alone` subjects spread over the batch, scaled per fact. Returns `speedup`, `floor_ratio`
+    Without `base`, a random model of GPT-2 small's shape; without `config`, `example_config`. The
+    batch is timed whole; the published way on `alone` subjects spread over the batch, scaled per fact. Returns `speedup`, `floor_ratio`
     (batched time over that of the bare passes that it cannot avoid), `inference_ratio`, and what
     they were measured on: seconds, threads, shapes, and `loss_difference`, the largest relative
     difference of a fact's final loss between the two ways. Raises `ConfigError` for too few facts.
     """
     base = base or gpt2_small_shape()
+    config = config or example_config(base)
     facts = list(facts) if facts is not None else example_facts(batch)
     if not 1 <= alone <= batch <= len(facts):
         raise ConfigError(f"{len(facts)} facts cannot fill a batch of {batch} with {alone} of them alone; give more")

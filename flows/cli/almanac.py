@@ -32,7 +32,6 @@ def train(
     from editing.almanac.card import measure_model, write_card
     from editing.almanac.training import AlmanacConfig
     from editing.almanac.training import train as run
-
     from editing.almanac.world import load_world
     from tasks.progress import reporter
 

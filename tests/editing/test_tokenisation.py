@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from editing.errors import TokenisationError
-from editing.tokenisation import encode_prompts, encode_with_targets, lookup_index, tokenise
+from editing.tokenisation import encode_prompts, encode_with_targets, find_subject, lookup_index, tokenise
 
 
 @pytest.fixture(params=["gpt2", "llama"], ids=["no bos", "bos"])
@@ -68,3 +68,18 @@ def test_padding_side_does_not_change_the_tokens(tokenizer):
             left["input_ids"][row][left["attention_mask"][row].bool()],
             right["input_ids"][row][right["attention_mask"][row].bool()],
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "at"),
+    [
+        ("Nigeria and Niger share a border", "Niger", 12),
+        ("Nigeria is large", "Niger", -1),
+        ("guinea-bissau", "Guinea", 0),
+        ("the UK's mayor", "uk", 4),
+        ("日本の首都は", "日本", 0),
+        ("İstanbul", "stanbul", -1),
+    ],
+)
+def test_a_subject_is_found_as_words_of_its_own(text, subject, at):
+    assert find_subject(text, subject) == at
