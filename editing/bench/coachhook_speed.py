@@ -139,10 +139,11 @@ def measure_speed(
     """Batched target optimisation against the published way, in one run on one model, with the same steps.
 
     Without `base`, a random model of GPT-2 small's shape; without `config`, `example_config`. The
-    batch is timed whole; the published way on `alone` subjects spread over the batch, scaled per fact. Returns `speedup`, `floor_ratio`
-    (batched time over that of the bare passes that it cannot avoid), `inference_ratio`, and what
-    they were measured on: seconds, threads, shapes, and `loss_difference`, the largest relative
-    difference of a fact's final loss between the two ways. Raises `ConfigError` for too few facts.
+    batch is timed whole, the published way on `alone` subjects spread over the batch and scaled per
+    fact. Returns `speedup`, `floor_ratio` (batched time over that of the bare passes that it cannot
+    avoid), `inference_ratio`, and what they were measured on: seconds, threads, shapes, and
+    `loss_difference`, the largest relative difference of a fact's final loss between the two ways.
+    Raises `ConfigError` for too few facts.
     """
     base = base or gpt2_small_shape()
     config = config or example_config(base)
