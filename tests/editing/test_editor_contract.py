@@ -204,6 +204,17 @@ def test_the_base_is_restored_bit_for_bit_also_after_an_exception(tiny_base, edi
     assert wrap_model(base.model, base.tokenizer, model_id="again").fingerprint == base.fingerprint
 
 
+def test_one_state_at_a_time_on_a_model_object(tiny_base, edited, batches):
+    base = tiny_base("gpt2")
+    with EDITOR.attach(base, edited(1)):
+        with pytest.raises(StateError, match="another state is attached"), EDITOR.attach(base, edited(2)):
+            pass
+        with pytest.raises(StateError, match="another state is attached"):
+            EDITOR.apply(base, edited(1), batches[1])
+    with EDITOR.attach(base, edited(2)):
+        pass
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("scope", ["calibrated", "sequence"])
 def test_where_nothing_fires_the_output_is_the_bases_bit_for_bit(tiny_base, edited, scope):

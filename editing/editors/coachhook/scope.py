@@ -33,6 +33,8 @@ from editing.editors.coachhook.state import LayerState
 from editing.errors import StateError
 from editing.models import BaseModel
 
+_ATTACHED = "_errata_attached"
+
 
 class Running(NamedTuple):
     """Tokens, sum and sum of squares of the changes along each row so far, each `[B]` float64."""
@@ -161,6 +163,13 @@ class Hooks:
             self._paused = False
 
     def __enter__(self) -> Self:
+        """Put the hooks on. Raises `StateError` when another state is attached to this model object."""
+        if getattr(self._base.model, _ATTACHED, False):
+            raise StateError(
+                f"another state is attached to this {self._base.model_id!r}; leave its `with` first, or load the base "
+                "model once more to serve two states side by side"
+            )
+        setattr(self._base.model, _ATTACHED, True)
         for layer in self._hooks:
             module = self._base.down_projection(layer)
             self._handles.append(module.register_forward_hook(self._make(layer)))
@@ -175,6 +184,7 @@ class Hooks:
     ) -> None:
         while self._handles:
             self._handles.pop().remove()
+        delattr(self._base.model, _ATTACHED)
 
     def _make(self, layer: int) -> Any:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
