@@ -13,7 +13,8 @@ from editing.facts import FactChange
 from flows.night import NightConfig, night
 from tasks.ask import ask
 from tasks.feed.schema import write_feed
-from tasks.night.summary import NightSummary, finished_nights
+from tasks.night.summary import NOTHING, NightSummary, finished_nights
+from tasks.settings import ALMANAC, SettingsError
 from tasks.workspace import Workspace, open_workspace
 
 LAST_DAY = date(2023, 12, 31)
@@ -53,9 +54,17 @@ def history() -> dict[date, list[FactChange]]:
 
 
 def replay(nights: int | None) -> Iterator[ReplayedNight]:
-    """Run the first `nights` nights (None: all), each from its own feed file. Finished ones are not run again."""
+    """Run the first `nights` nights (None: all), each from its own feed file. Finished ones are not run again.
+
+    Raises `SettingsError` when the workspace is another model's: its champion would be edited.
+    """
     space = open_workspace()
-    done = {row.night: row for row in finished_nights(space.ledger)}
+    if space.settings.model.id != ALMANAC:
+        raise SettingsError(
+            f"model.id is {space.settings.model.id!r}, the replay edits the Almanac; run it with another ERRATA_HOME "
+            "and ERRATA_MODEL__ID=almanac"
+        )
+    done = {row.night: row for row in finished_nights(space.ledger) if row.verdict != NOTHING}
     for day, changes in list(history().items())[:nights]:
         summary = done.get(day.isoformat())
         if summary is None:

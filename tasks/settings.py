@@ -229,6 +229,8 @@ def load_settings(**changes: Any) -> Settings:
     root = path.parent if path and f"{PREFIX}HOME" not in os.environ else Path.cwd()
     home = (root / settings.home.expanduser()).resolve()
     placed: dict[str, Any] = {"home": home}
+    if (folder := root / settings.model.id).is_dir() and settings.model.id != ALMANAC:
+        placed["model"] = settings.model.model_copy(update={"id": str(folder.resolve())})
     for section, field in PATHS:
         table = getattr(settings, section)
         if (path := getattr(table, field)) is not None:

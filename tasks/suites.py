@@ -15,7 +15,7 @@ HEADLINES = {
 }
 # The Almanac's model is too small for shots and headers.
 _BARE = {"shots": 0, "form": "bare"}
-ALMANAC = {
+ALMANAC_SOURCES = {
     "zsre": SuiteSettings(path=ALMANAC_SUITES / "zsre.json", limit=600),
     "counterfact": SuiteSettings(path=ALMANAC_SUITES / "counterfact.json", limit=600),
     "mmlu": SuiteSettings(path=ALMANAC_SUITES / "mmlu", options=_BARE),
@@ -28,5 +28,5 @@ def configured_suites(settings: Settings) -> list[Suite]:
     evaluation = settings.evaluation
     return [
         load_suite(name, source.path, **source.options).sample(source.limit, evaluation.seed)
-        for name, source in (evaluation.suites or ALMANAC).items()
+        for name, source in (evaluation.suites or ALMANAC_SOURCES).items()
     ]

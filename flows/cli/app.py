@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -41,9 +42,10 @@ NIGHT_COLUMNS = (
 
 
 @app.callback()
-def prepare() -> None:
-    """Read the settings and point Prefect and MLflow at the workspace before anything imports them."""
-    activate(load_settings())
+def prepare(context: typer.Context) -> None:
+    """Read the settings and point Prefect at the workspace before anything imports it."""
+    if context.invoked_subcommand != "init" and "--help" not in sys.argv:
+        activate(load_settings())
 
 
 @app.command()

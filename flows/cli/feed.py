@@ -53,8 +53,10 @@ def validate(feed: Annotated[Path, typer.Argument(help="A Parquet feed.")], as_j
     Example: `errata feed validate tonight.parquet`
     """
     from tasks.feed.reading import validate_feed
+    from tasks.night.receive import limits_of
+    from tasks.workspace import open_workspace
 
-    found = validate_feed(feed)
+    found = validate_feed(feed, limits_of(open_workspace()))
     if as_json:
         print_json(asdict(found))
     else:

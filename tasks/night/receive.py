@@ -41,10 +41,14 @@ def receive(space: Workspace) -> IngestReport:
     """Ingest the landing zone with the limits of the settings."""
     settings, now = space.settings, datetime.now(UTC)
     store = FeedStore(landing=settings.landing, curated=settings.curated, quarantine=settings.quarantine)
-    limits = Limits.at(
+    return ingest(store, space.ledger, limits=limits_of(space, now), run_id="feed", at=now, progress=reporter())
+
+
+def limits_of(space: Workspace, now: datetime | None = None) -> Limits:
+    """What a row may hold, by the settings and the base's tokenizer."""
+    return Limits.at(
         now,
-        subject_tokens=settings.feed.max_subject_tokens,
-        target_tokens=settings.feed.max_target_tokens,
+        subject_tokens=space.settings.feed.max_subject_tokens,
+        target_tokens=space.settings.feed.max_target_tokens,
         count_tokens=lambda texts: [len(ids) for ids in space.base.tokenizer(list(texts))["input_ids"]],
     )
-    return ingest(store, space.ledger, limits=limits, run_id="feed", at=now, progress=reporter())
