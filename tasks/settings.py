@@ -252,6 +252,7 @@ def activate(settings: Settings) -> None:
     if settings.prefect_api_url:
         defaults["PREFECT_API_URL"] = settings.prefect_api_url
     elif not _has_own_prefect():
+        (settings.home / "prefect").mkdir(parents=True, exist_ok=True)
         defaults["PREFECT_HOME"] = str(settings.home / "prefect")
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -24,21 +24,21 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(almanac.app, name="almanac")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-NIGHT_COLUMNS = (
-    "night",
-    "facts",
-    "quarantined",
-    "applied",
-    "reliability",
-    "generality",
-    "locality",
-    "retention",
-    "mmlu",
-    "gsm8k",
-    "verdict",
-    "version",
-    "champion",
-)
+NIGHT_COLUMNS = {
+    "night": "night",
+    "facts": "facts\nin",
+    "quarantined": "quaran-\ntined",
+    "applied": "app-\nlied",
+    "reliability": "relia-\nbility",
+    "generality": "gener-\nality",
+    "locality": "loca-\nlity",
+    "retention": "reten-\ntion",
+    "mmlu": "MMLU",
+    "gsm8k": "GSM8K",
+    "verdict": "verdict",
+    "version": "ver-\nsion",
+    "champion": "cham-\npion",
+}
 
 
 @app.callback()
@@ -123,7 +123,8 @@ def replay(
         "\n[bold]Where to look next[/bold]\n"
         "  make ui          Prefect's and MLflow's pages: runs, plots, per-item tables, versions\n"
         "  errata history   every night, and every move of the aliases\n"
-        "  errata ask 'The head of government of the United Kingdom is' --version base"
+        "  errata ask 'The head of government of the United Kingdom is' --version base",
+        soft_wrap=True,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+WIDTH_OF_FILES = 120  # where output goes to a file or a pipe
+out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH_OF_FILES)
 SECONDS_BEFORE_A_BAR = 0.5
 
 
@@ -27,13 +29,17 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, ensure_ascii=False, indent=2, default=str))
 
 
-def table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Table:
-    """A table of `rows`; shares print as percentages, numbers to the right."""
+def table(
+    title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequence[str] | None = None
+) -> Table:
+    """A table of `rows`; shares print as percentages, numbers to the right. `columns` may map names to headings."""
     names = list(columns or (rows[0] if rows else ()))
+    headings = columns if isinstance(columns, Mapping) else {}
     made = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
     for name in names:
         numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
-        made.add_column(name.replace("_", " "), justify="right" if numeric else "left")
+        heading = headings.get(name, name.replace("_", " "))
+        made.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)
     for row in rows:
         made.add_row(*(_cell(row.get(name)) for name in names))
     return made

@@ -187,4 +187,4 @@ def test_killed_at_every_step_it_ends_like_an_unbroken_night(home, server, first
         monkeypatch.setenv("ERRATA_HOME", str(place))
         found[name] = history_of(open_workspace())
     assert found["killed"] == found["unbroken"]
-    assert found["killed"]["aliases"] == {CHAMPION: (False, 1), CHALLENGER: (False, None)}
+    assert found["killed"]["aliases"] == {CHAMPION: 1, CHALLENGER: None}
