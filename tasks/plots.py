@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -27,10 +28,10 @@ def success_by_night(nights: Sequence[Mapping[str, Any]]) -> Figure:
     """Lines over nights: rows with `night` (text) and, under the names in `SUCCESS`, shares 0 to 1 or None."""
     figure, axes = _axes("Success by night (generated exact match)")
     labels = [row["night"] for row in nights]
-    for name, colour in zip(SUCCESS, COLOURS, strict=False):
+    for name, colour, width in zip(SUCCESS, COLOURS, (5.0, 3.4, 2.2, 1.2), strict=False):
         points = [(i, row[name]) for i, row in enumerate(nights) if row[name] is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=name)
+        if points:  # equal lines stay visible, one inside the other
+            axes.plot(*zip(*points, strict=True), linewidth=width, marker="o", markersize=4, color=colour, label=name)
     step = max(1, len(labels) // 12)
     axes.set_xticks(range(0, len(labels), step), labels[::step], rotation=30, ha="right", fontsize=8)
     axes.set_ylim(0, 1.03)
@@ -54,8 +55,10 @@ def retention_by_age(groups: Mapping[str, tuple[float, int]]) -> Figure:
 def scope_scores(groups: Mapping[str, Sequence[float]], threshold: float | None, *, layer: int) -> Figure:
     """Histograms of scope scores by kind of token, with the threshold above which an edit answers."""
     figure, axes = _axes(f"Scope scores at layer {layer}")
+    everything = [score for scores in groups.values() for score in scores]
+    edges = np.linspace(min(0.0, *everything), max(everything) * 1.02, 41)
     for (name, scores), colour in zip(groups.items(), COLOURS, strict=False):
-        axes.hist(scores, bins=40, density=True, alpha=0.55, color=colour, label=f"{name} ({len(scores)})")
+        axes.hist(scores, bins=edges.tolist(), density=True, alpha=0.55, color=colour, label=f"{name} ({len(scores)})")
     if threshold is not None and math.isfinite(threshold):
         axes.axvline(threshold, color="black", linewidth=1.2, linestyle="--", label=f"threshold {threshold:.3g}")
     axes.set_xlabel("score")

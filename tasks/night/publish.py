@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from editing.errors import StateError
 from editing.evals.gate import Verdict
 from editing.evals.report import EvalReport
-from editing.facts import FactChange
+from editing.facts import FactChange, fold
 from editing.tokenisation import encode_prompts
 from tasks.artifacts import show_link, show_markdown
 from tasks.faults import checkpoint
@@ -171,11 +171,13 @@ def _describe(space: Workspace, work: NightWork, run: NightRun, report: EvalRepo
 @torch.inference_mode()
 def _scores(space: Workspace, state: Any, facts: Sequence[FactChange], layer: int) -> dict[str, list[float]]:
     """The highest scope score at `layer` on each prompt of tonight's facts, by kind; empty where nothing is gated."""
-    kinds = {
-        "edit prompts": [fact.question for fact in facts],
-        "rephrases": [text for fact in facts for text in fact.paraphrases],
-        "locality prompts": [item.prompt for fact in facts for item in fact.locality],
-    }
+    kinds: dict[str, list[str]] = {"edit prompts": [], "rephrases": [], "same subject": [], "other subjects": []}
+    for fact in facts:
+        kinds["edit prompts"].append(fact.question)
+        kinds["rephrases"].extend(fact.paraphrases)
+        for item in fact.locality:
+            same = fold(fact.subject) in fold(item.prompt)
+            kinds["same subject" if same else "other subjects"].append(item.prompt)
     batch_size = space.settings.evaluation.batch_size
     found: dict[str, list[float]] = {}
     for kind, prompts in kinds.items():
