@@ -156,6 +156,7 @@ def _kept_row(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, subj
     else:
         text = prompt.rstrip()
         tokens = tokenise(tokenizer, [text])[0]
+        # The position behind the prompt is asked for its distribution; which token stands there is never read.
         tokens = Tokens([*tokens.ids, tokens.ids[-1]], [*tokens.spans, (0, 0)])
         asked = [len(tokens.ids) - 1]
     return _asking(tokens, text, subject, find_subject(text, subject), asked, -1, weight)
