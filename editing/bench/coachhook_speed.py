@@ -96,8 +96,7 @@ def _floor(base: BaseModel, groups: Sequence[Group], config: CoachHookConfig, st
         UpperBlocks(base, Hooks(base, {}, config), [rows[index] for index in bucket], config.layers[-1])
         for bucket in length_buckets(rows)
     ]
-    width = int(base.model.config.hidden_size)
-    deltas = [torch.zeros(len(part.lookup_norms), width, device=base.device, requires_grad=True) for part in parts]
+    deltas = [torch.zeros_like(part.moved_BD, requires_grad=True) for part in parts]
 
     def once() -> Any:
         return [torch.autograd.grad(part(delta).sum(), delta) for part, delta in zip(parts, deltas, strict=True)]

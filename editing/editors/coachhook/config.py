@@ -40,9 +40,9 @@ class CoachHookConfig:
     contexts: Annotated[tuple[str, ...], "texts put before a prompt; keys and losses are averaged over them"] = ("",)
     optimise_over: Annotated[Texts, "optimise targets over the edit prompt, or over its rephrases as well"] = "prompt"
     max_steps: Annotated[int, "Adam steps per target at most"] = 100
-    learning_rate: Annotated[float, "step per coordinate as a fraction of |h| / sqrt(width)"] = 0.1
+    learning_rate: Annotated[float, "step per coordinate as a fraction of the base's |h| / sqrt(width)"] = 0.1
     stop_loss: Annotated[float, "nats: a subject is done when each fact's loss and its preservation are below"] = 0.05
-    clamp: Annotated[float, "largest |delta| as a fraction of |h|"] = 0.75
+    clamp: Annotated[float, "how far a target may lie from the base's own state, as a fraction of its |h|"] = 0.75
     weight_decay: Annotated[float, "weight of |delta| / |h|^2 in the objective"] = 0.5
     essence_prompt: Annotated[str, "prompt on which the subject's own distribution is held"] = "{} is a"
     kl_factor: Annotated[float, "weight of the KL divergence on the essence prompt"] = 0.0625

@@ -54,6 +54,7 @@ class UpperBlocks:
 
     Calling it with deltas `[B, D]` (added to the output of `layer` at the lookup token) gives the
     last hidden states `[B, S, D]`, before the final norm; column 0 is the lookup token's.
+    `unedited_BD` is what the base puts out there, `moved_BD` how far the hooks have moved it already.
     """
 
     @torch.no_grad()
@@ -79,7 +80,11 @@ class UpperBlocks:
         self._hidden_BSD = seen[0][:, before:]
         self._prefix = _Prefix([(keys[:, :, :before], values[:, :, :before]) for keys, values, *_ in cache])
         self._calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
+        unedited: list[Tensor] = []
         handles = [block.register_forward_pre_hook(self._note, with_kwargs=True) for block in base.blocks[layer + 1 :]]
+        handles.append(
+            base.blocks[layer].register_forward_hook(lambda _, __, out: unedited.append(hidden_of(out)[:, 0]))
+        )
         with removing(handles), hooks.paused():
             base.model.base_model(
                 input_ids=ids[:, before:],
@@ -88,17 +93,14 @@ class UpperBlocks:
                 past_key_values=self._prefix.cache() if before else DynamicCache(),
                 use_cache=True,
             )
+        self.unedited_BD = unedited[0].float()
+        self.moved_BD = self._hidden_BSD[:, 0].float() - self.unedited_BD
 
     def _note(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep how the model calls a block on these columns: masks and positions, with the cache replaced."""
         swap = lambda value: self._prefix if isinstance(value, Cache) else value  # noqa: E731
         kwargs = {name: swap(value) for name, value in kwargs.items() if name != "hidden_states"}
         self._calls.append((block, tuple(swap(value) for value in args[1:]), kwargs))
-
-    @property
-    def lookup_norms(self) -> Tensor:
-        """`|h|` at each row's lookup token, `[B]` float32."""
-        return torch.linalg.vector_norm(self._hidden_BSD[:, 0], dim=-1, dtype=torch.float32)
 
     def __call__(self, delta_BD: Tensor) -> Tensor:
         """Last hidden states `[B, S, D]` with `delta_BD` at the lookup tokens, differentiable in it."""

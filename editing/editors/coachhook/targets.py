@@ -42,19 +42,25 @@ class Optimised:
 
 @dataclass(slots=True, eq=False)
 class _Adam:
-    """Deltas `[G, D]` with Adam's moments; every group has its own step size and longest delta, both `[G]`."""
+    """Deltas `[G, D]` with Adam's moments; every group has its own step size and reach, both `[G]`.
+
+    The reach bounds `|moved + delta|`, the distance from the base's own state: a subject that is
+    edited again and again never drifts further than one that is edited once.
+    """
 
     delta: Tensor
     mean: Tensor
     square: Tensor
+    moved: Tensor
     rate: Tensor
-    longest: Tensor
+    reach: Tensor
     steps: int = 0
 
     @classmethod
-    def start(cls, norm_G: Tensor, width: int, config: CoachHookConfig) -> _Adam:
-        zero_GD = torch.zeros(len(norm_G), width, device=norm_G.device)
-        return cls(zero_GD, zero_GD, zero_GD, config.learning_rate * norm_G / math.sqrt(width), config.clamp * norm_G)
+    def start(cls, norm_G: Tensor, moved_GD: Tensor, config: CoachHookConfig) -> _Adam:
+        zero_GD, width = torch.zeros_like(moved_GD), moved_GD.shape[1]
+        rate_G = config.learning_rate * norm_G / math.sqrt(width)
+        return cls(zero_GD, zero_GD, zero_GD, moved_GD, rate_G, config.clamp * norm_G)
 
     def step(self, gradient_GD: Tensor) -> None:
         self.steps += 1
@@ -62,12 +68,12 @@ class _Adam:
         self.square = BETAS[1] * self.square + (1 - BETAS[1]) * gradient_GD.square()
         mean_GD = self.mean / (1 - BETAS[0] ** self.steps)
         square_GD = self.square / (1 - BETAS[1] ** self.steps)
-        moved_GD = self.delta - self.rate[:, None] * mean_GD / (square_GD.sqrt() + EPSILON)
-        length_G = torch.linalg.vector_norm(moved_GD, dim=1).clamp(min=1e-30)
-        self.delta = moved_GD * (self.longest / length_G).clamp(max=1.0)[:, None]
+        far_GD = self.moved + self.delta - self.rate[:, None] * mean_GD / (square_GD.sqrt() + EPSILON)
+        length_G = torch.linalg.vector_norm(far_GD, dim=1).clamp(min=1e-30)
+        self.delta = far_GD * (self.reach / length_G).clamp(max=1.0)[:, None] - self.moved
 
     def keep(self, chosen: Tensor) -> None:
-        for name in ("delta", "mean", "square", "rate", "longest"):
+        for name in ("delta", "mean", "square", "moved", "rate", "reach"):
             setattr(self, name, getattr(self, name)[chosen])
 
 
@@ -105,7 +111,8 @@ class _Bucket:
         self._upper = UpperBlocks(base, hooks, [row for row, _ in placed], layer)
         self.asked = Asked.of_rows(base, hooks, [row for row, _ in placed], owners)
         self.owner_B = torch.tensor(owners, device=base.device)
-        self.norm_B = self._upper.lookup_norms.to(base.device)
+        self.norm_B = torch.linalg.vector_norm(self._upper.unedited_BD, dim=1).to(base.device)
+        self.moved_BD = self._upper.moved_BD.to(base.device)
 
     def evaluate(self, delta_GD: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted nats per asked position `[P]` and the gradient `[G, D]` of their sum."""
@@ -140,10 +147,13 @@ class _MicroBatch:
         ]
         self._facts_G = torch.tensor([len(group.facts) for group in groups], device=base.device)
         owner_R = torch.cat([bucket.owner_B for bucket in self._buckets])
+        rows_G = owner_R.bincount()
         norm_R = torch.cat([bucket.norm_B for bucket in self._buckets])
-        norm_G = torch.zeros(len(groups), device=base.device).index_add(0, owner_R, norm_R) / owner_R.bincount()
+        norm_G = norm_R.new_zeros(len(groups)).index_add(0, owner_R, norm_R) / rows_G
+        moved_RD = torch.cat([bucket.moved_BD for bucket in self._buckets])
+        moved_GD = moved_RD.new_zeros(len(groups), moved_RD.shape[1]).index_add(0, owner_R, moved_RD) / rows_G[:, None]
         self._decay_G = config.weight_decay / norm_G.square()
-        self.adam = _Adam.start(norm_G, int(base.model.config.hidden_size), config)
+        self.adam = _Adam.start(norm_G, moved_GD, config)
         self.names = torch.arange(len(groups), device=base.device)
 
     def evaluate(self) -> tuple[Tensor, Tensor, Tensor]:
