@@ -115,7 +115,8 @@ def inference_ratio(
     for layer in layers:
         weight = base.down_weight(layer).cpu()
         noise = 0.01 * weight.std() * torch.randn(weight.shape, generator=generator)
-        states[layer] = LayerState(weight + noise, torch.zeros(0, 0), torch.zeros(0, weight.shape[1]), 1.0, 1e-3)
+        none = torch.zeros(0, weight.shape[1])
+        states[layer] = LayerState(weight + noise, torch.zeros(0, 0), none, none, 1.0, 1e-3)
     ids = torch.randint(0, len(base.tokenizer), (rows, columns), generator=generator).to(base.device)
     config = CoachHookConfig(layers=tuple(sorted(layers)))
     plain, hooked = [], []

@@ -15,6 +15,7 @@ from editing.editors.base import continuation_from
 from editing.errors import ConfigError, EditRefusedError, StateError
 from editing.facts import EditBatch
 from editing.models import ARCHITECTURES, wrap_model
+from editing.models.trace import output_of
 from editing.statistics import compute_second_moments
 from editing.tokenisation import encode_prompts, encode_with_targets
 
@@ -408,6 +409,27 @@ def test_apply_leaves_yesterday_alone_and_reports(tiny_base, edited, batches):
     assert applied.canaries["layer_1_relative_change"] > 0
     assert {stage.split()[0] for stage, _, _ in told} == {"targets", "layers"}
     json.dumps(applied.state.describe())
+
+
+def test_a_key_solved_again_leaves_its_old_value_behind(edited, moments):
+    """The accumulated moment holds each context once, so the tenth edit of a subject weighs what the first did."""
+    state = edited(3)
+    assert len(set(state.solved_texts)) == len(state.solved_texts) == 6
+    for layer, content in state.layers.items():
+        start = edited(0).layers[layer].moment.double()
+        solved = content.solved.double()
+        torch.testing.assert_close(content.moment.double(), start + solved.T @ solved, rtol=1e-4, atol=1e-5)
+
+
+def test_a_subject_edited_again_and_again_stays_within_reach(tiny_base, edited, fact):
+    base = tiny_base("gpt2")
+    state, reach = edited(0, clamp=2.0, stop_loss=0.0), []
+    for target in ("Vance", "Stern", "Hale", "Moss"):
+        state = EDITOR.apply(base, state, EditBatch((fact("Arden", target, prompt="The mayor of {}"),))).state
+        reach.append(float(state.batches[-1].targets[0].values.norm()))
+    encoded = encode_prompts(base.tokenizer, ["The mayor of Arden"])
+    unedited = float(output_of(base.model, base.blocks[2], **encoded)[0, -1].norm())
+    assert max(reach) <= 3.01 * unedited
 
 
 def test_an_ill_conditioned_batch_is_refused_with_its_estimate(tiny_base, moments, batches):

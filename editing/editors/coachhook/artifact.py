@@ -72,6 +72,7 @@ def _rebuild(content: dict[str, Any], tensors: dict[str, Any], statistics: Secon
         int(layer): LayerState(
             weight=tensors[f"layers.{layer}.weight"],
             moment=tensors[f"layers.{layer}.moment"],
+            solved=tensors[f"layers.{layer}.solved"],
             keys=tensors[f"layers.{layer}.keys"],
             alpha=math.inf if figures["alpha"] is None else figures["alpha"],
             scale=figures["scale"],
@@ -104,6 +105,7 @@ def _rebuild(content: dict[str, Any], tensors: dict[str, Any], statistics: Secon
         statistics_key=content["statistics_key"],
         parent=content["parent"],
         batches=batches,
+        solved_texts=tuple(content["solved_texts"]),
         key_texts=tuple(content["key_texts"]),
         layers=layers,
         statistics=statistics,

@@ -67,7 +67,8 @@ class CoachHook:
             ridge = config.moment_ridge * float(moment_FF.diagonal().mean())
             moment_FF = config.moment_weight * (moment_FF + ridge * torch.eye(len(moment_FF), dtype=torch.float64))
             alpha = config.sequence_alpha if config.scope == "sequence" else math.inf
-            layers[layer] = LayerState(weight_DF, moment_FF.float(), torch.zeros(0, weight_DF.shape[1]), alpha, 0.0)
+            none_NF = torch.zeros(0, weight_DF.shape[1])
+            layers[layer] = LayerState(weight_DF, moment_FF.float(), none_NF, none_NF.clone(), alpha, 0.0)
         return CoachHookState(
             config=config,
             model_id=base.model_id,
@@ -77,6 +78,7 @@ class CoachHook:
             statistics_key=statistics.key,
             parent=None,
             batches=(),
+            solved_texts=(),
             key_texts=(),
             layers=layers,
             statistics=statistics,
@@ -184,6 +186,7 @@ def _extend(
     bare = [column.bare for column in columns]
     prefixed = [context for column in columns for context in column.prefixed]
     judged = list({context.text: context for group in groups for context in group.judged}.values())
+    texts = [context.text for context in bare]
     top = base.blocks[config.layers[-1]]
     layers: dict[int, LayerState] = {}
     with Hooks(base, state.layers, config) as hooks:
@@ -200,19 +203,28 @@ def _extend(
             residual_ND = (wanted_ND.to(present_ND.device) - present_ND).to(keys_NF.device)
             residual_ND /= len(config.layers) - done
             before = state.layers[layer]
+            solved_texts, solved_MF = _merge(state.solved_texts, before.solved, texts, keys_NF.cpu())
             moment_FF = before.moment.to(keys_NF.device)
+            if config.accumulate:
+                moment_FF = moment_FF - _outer(_replaced(state.solved_texts, before.solved, texts).to(moment_FF))
             update_DF = solve_update(moment_FF, keys_NF, residual_ND, layer=layer, max_condition=config.max_condition)
             weight_DF = (before.weight.double() + update_DF.cpu()).float()
             if config.accumulate:
-                exact = keys_NF.double()
-                moment_FF = (moment_FF.double() + exact.T @ exact).float()
+                moment_FF = moment_FF + _outer(keys_NF)
             judged_NF = _at_lookup(judged, base, inputs_of, module).cpu()
-            texts, edited_NF = _merge(state.key_texts, before.keys, [context.text for context in judged], judged_NF)
-            content = LayerState(weight_DF, moment_FF.cpu(), edited_NF, before.alpha, before.scale)
+            key_texts, edited_NF = _merge(state.key_texts, before.keys, [context.text for context in judged], judged_NF)
+            content = LayerState(weight_DF, moment_FF.float().cpu(), solved_MF, edited_NF, before.alpha, before.scale)
             layers[layer] = _with_threshold(base, hooks, layer, content, groups, statistics, config)
             hooks.put(layer, layers[layer])
     record = BatchRecord(tuple(facts), tuple(targets))
-    after = replace(state, parent=state.digest, batches=(*state.batches, record), key_texts=texts, layers=layers)
+    after = replace(
+        state,
+        parent=state.digest,
+        batches=(*state.batches, record),
+        solved_texts=solved_texts,
+        key_texts=key_texts,
+        layers=layers,
+    )
     try:
         after.require_finite()
     except StateError as error:
@@ -253,6 +265,17 @@ def _merge(
     """Earlier keys with the new ones behind; a context that comes again is replaced by its new key."""
     stay = [index for index, text in enumerate(texts) if text not in set(new_texts)]
     return (*(texts[index] for index in stay), *new_texts), torch.cat([keys_NF[stay], new_NF])
+
+
+def _replaced(texts: tuple[str, ...], keys_MF: Tensor, new_texts: Sequence[str]) -> Tensor:
+    """The earlier keys whose contexts are solved again: what they held is no longer to be kept."""
+    return keys_MF[[index for index, text in enumerate(texts) if text in set(new_texts)]]
+
+
+def _outer(keys_MF: Tensor) -> Tensor:
+    """`sum k k^T` `[F, F]` in float64."""
+    exact = keys_MF.double()
+    return exact.T @ exact
 
 
 def _with_threshold(

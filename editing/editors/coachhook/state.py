@@ -1,6 +1,6 @@
 """CoachHooK's artifact: what is served, what the next batch builds on, and what a replay needs.
 
-Shapes: D model width, F inner width of the MLP, N edited lookup contexts, C columns of a target.
+Shapes: D model width, F inner width of the MLP, M solved and N edited lookup contexts, C columns of a target.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ FORMAT = 1
 class LayerState:
     """One edited layer after some batches.
 
-    `weight` `[D, F]` float32 is the hook's; `moment` `[F, F]` float32 is `lambda C0 + sum k k^T`;
-    `keys` `[N, F]` float32 are those of the edited lookup contexts (rows as in
-    `CoachHookState.key_texts`); a token is in scope when its score, in units of `scale`, reaches `alpha`.
+    `weight` `[D, F]` float32 is the hook's; `moment` `[F, F]` float32 is `lambda C0 + sum k k^T` over
+    the `solved` keys `[M, F]` (rows as in `CoachHookState.solved_texts`); `keys` `[N, F]` are those of
+    all edited lookup contexts (rows as in `CoachHookState.key_texts`). A token is in scope when its
+    score, in units of `scale`, reaches `alpha`.
     """
 
     weight: Tensor
     moment: Tensor
+    solved: Tensor
     keys: Tensor
     alpha: float
     scale: float
@@ -81,6 +83,7 @@ class CoachHookState:
     statistics_key: str
     parent: str | None
     batches: tuple[BatchRecord, ...]
+    solved_texts: tuple[str, ...]
     key_texts: tuple[str, ...]
     layers: Mapping[int, LayerState]
     statistics: SecondMoments | None
@@ -111,6 +114,7 @@ class CoachHookState:
         for layer, content in self.layers.items():
             named[f"layers.{layer}.weight"] = content.weight
             named[f"layers.{layer}.moment"] = content.moment
+            named[f"layers.{layer}.solved"] = content.solved
             named[f"layers.{layer}.keys"] = content.keys
         for b, batch in enumerate(self.batches):
             for t, target in enumerate(batch.targets):
@@ -132,6 +136,7 @@ class CoachHookState:
             "statistics_key": self.statistics_key,
             "parent": self.parent,
             "fact_ids": list(self.fact_ids),
+            "solved_texts": list(self.solved_texts),
             "key_texts": list(self.key_texts),
             "layers": {
                 str(layer): {"alpha": _finite_or_none(content.alpha), "scale": content.scale}
