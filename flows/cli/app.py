@@ -251,7 +251,12 @@ def _version(found: dict | None) -> str:
 def _told(summary: dict) -> str:
     if not summary["applied"] and not summary["retracted"]:
         return f"{summary['facts']} changes, nothing to edit"
-    return f"{summary['applied']} facts applied, {summary['verdict']}, version {summary['version']}"
+    if summary["champion"] == summary["version"]:
+        return f"{summary['applied']} facts applied, promoted as version {summary['version']}"
+    serving = f"version {summary['champion']}" if summary["champion"] else "the base"
+    return (
+        f"{summary['applied']} facts edited, {summary['verdict']}: {serving} goes on, they are tried again next night"
+    )
 
 
 def _doubt(right: bool, truth: str) -> str:
