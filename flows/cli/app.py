@@ -255,7 +255,7 @@ def _told(summary: dict) -> str:
         return f"{summary['applied']} facts applied, promoted as version {summary['version']}"
     serving = f"version {summary['champion']}" if summary["champion"] else "the base"
     return (
-        f"{summary['applied']} facts edited, {summary['verdict']}: {serving} goes on, they are tried again next night"
+        f"{summary['applied']} facts edited, {summary['verdict']}: {serving} goes on, they wait for the next night"
     )
 
 
