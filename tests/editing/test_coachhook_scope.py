@@ -63,7 +63,8 @@ def test_the_calibrated_threshold_lies_between_background_and_edits():
     edited = torch.tensor([[0.0, 40.0], [30.0, 0.0]])
 
     def threshold(edited=edited, **more):
-        return calibrated_threshold(change, background, edited, 2.0, CoachHookConfig(layers=(1,), **more))
+        config = CoachHookConfig(layers=(1,), **{"alpha_weight": 0.0, **more})
+        return calibrated_threshold(change, background, edited, 2.0, config)
 
     assert threshold(background_quantile=0.8) == pytest.approx(4.0)
     assert threshold(background_quantile=0.8, alpha_weight=1.0) == pytest.approx(15.0 * 0.999)

@@ -31,7 +31,7 @@ class CoachHookConfig:
         "sequence (the paper's z-score along the prompt) or always",
     ] = "calibrated"
     accumulate: Annotated[bool, "add each batch's keys to the second moment; without it, sequential MEMIT"] = True
-    moment_weight: Annotated[float, "lambda, the weight of C0 against edited keys; the paper: 15000-20000"] = 1.0
+    moment_weight: Annotated[float, "lambda, the weight of C0 against edited keys; the paper: 15000-20000"] = 100.0
     moment_ridge: Annotated[
         float,
         "added to C0's diagonal, as a fraction of its mean, for units that never fire",
@@ -42,7 +42,7 @@ class CoachHookConfig:
     max_steps: Annotated[int, "Adam steps per target at most"] = 100
     learning_rate: Annotated[float, "step per coordinate as a fraction of the base's |h| / sqrt(width)"] = 0.1
     stop_loss: Annotated[float, "nats: a subject is done when each fact's loss and its preservation are below"] = 0.05
-    clamp: Annotated[float, "how far a target may lie from the base's own state, as a fraction of its |h|"] = 0.75
+    clamp: Annotated[float, "how far a target may lie from the base's own state, as a fraction of its |h|"] = 1.5
     weight_decay: Annotated[float, "weight of |delta| / |h|^2 in the objective"] = 0.5
     essence_prompt: Annotated[str, "prompt on which the subject's own distribution is held"] = "{} is a"
     kl_factor: Annotated[float, "weight of the KL divergence on the essence prompt"] = 0.0625
@@ -52,7 +52,7 @@ class CoachHookConfig:
     alpha_weight: Annotated[
         float,
         "0: threshold at that quantile; 1: at the lowest edited key; between: geometric",
-    ] = 0.0
+    ] = 1.0
     alpha_over: Annotated[Texts, "edited keys that bound a calibrated threshold: of the prompt, or all"] = "rephrases"
     alpha_margin: Annotated[float, "how far, relatively, a threshold stays below the lowest edited score"] = 1e-3
     memory_mib: Annotated[int, "memory that one micro-batch of target optimisation may plan for, in MiB"] = 2048
