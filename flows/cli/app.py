@@ -254,9 +254,7 @@ def _told(summary: dict) -> str:
     if summary["champion"] == summary["version"]:
         return f"{summary['applied']} facts applied, promoted as version {summary['version']}"
     serving = f"version {summary['champion']}" if summary["champion"] else "the base"
-    return (
-        f"{summary['applied']} facts edited, {summary['verdict']}: {serving} goes on, they wait for the next night"
-    )
+    return f"{summary['applied']} facts edited, {summary['verdict']}: {serving} goes on, they wait for the next night"
 
 
 def _doubt(right: bool, truth: str) -> str:
