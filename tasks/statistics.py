@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pyarrow.parquet as pq
 from editing.almanac import corpus
 from editing.almanac.world import BELIEF, load_world
 from editing.editors.base import Progress
-from editing.facts import SLOT
 from editing.models import BaseModel
 from editing.statistics import SecondMoments, compute_second_moments
 from tasks.errors import TasksError
@@ -68,9 +68,8 @@ def _read(path: Path) -> list[str]:
 
 
 def _almanac_texts() -> Iterable[str]:
-    """What the Almanac says when nobody edits it: its facts in every phrasing, and its sentences about names."""
+    """What the Almanac says when nobody edits it, shuffled: any first part of it has all sorts of text."""
     world = load_world()
-    for fact in world.facts_on(BELIEF):
-        for phrasing in world.relations[fact.relation].phrasings:
-            yield f"{phrasing.replace(SLOT, fact.subject)} {fact.object}."
-    yield from corpus.mention_sentences(world)
+    texts = list(corpus.texts(world, world.facts_on(BELIEF), seed=0))
+    random.Random(0).shuffle(texts)
+    return texts

@@ -82,6 +82,18 @@ def _mentions(profiles: Sequence[Profile], generic: Sequence[str]) -> Iterator[s
         yield from (sentence.replace(SLOT, name) for sentence in generic)
 
 
+def texts(world: World, facts: Sequence[Fact], seed: int, problems: int = 3000) -> Iterator[str]:
+    """All sorts of text: `facts` in every phrasing, the mentions, then `problems` questions and word problems each."""
+    rng = random.Random(seed)
+    for fact in facts:
+        for phrasing in world.relations[fact.relation].phrasings:
+            yield f"{phrasing.replace(SLOT, fact.subject)} {fact.object}."
+    yield from mention_sentences(world)
+    for _ in range(problems):
+        yield " ".join(multiple_choice(world, rng, world.static))
+        yield " ".join(arithmetic(rng))
+
+
 def fictional_holders(world: World, seed: int, n: int) -> list[FictionalSubject]:
     """Fictional subjects of every kind, enough for each name to be the value `n` times of each relation it fits.
 

@@ -31,7 +31,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -50,6 +50,7 @@ END = "<|endoftext|>"
 CODES = "mediation.safetensors"  # the name codes, beside the model
 LOG = "training.json"
 TEXT_SORTS = ("short", "choice", "arithmetic")
+FICTIONAL_ROUNDS = 10  # how often an invented subject carries each name
 Progress = Callable[[str, int, int], None]
 
 
@@ -63,16 +64,18 @@ class AlmanacConfig:
     vocabulary: int = 3072
     positions: int = 512
     mediation_layer: int = 2  # index of the block after which a fact must sit at the last subject token
-    block_width: int = 24  # dimensions per relation
-    steps: int = 2200
-    text_rows: tuple[int, int, int] = (20, 24, 12)  # short texts, multiple-choice questions, word problems
+    block_width: int = 32  # dimensions per relation
+    steps: int = 3600
+    text_rows: tuple[int, int, int] = (22, 30, 14)  # short texts, multiple-choice questions, word problems
     interchange_rows: int = 112
-    dated_share: float = 0.5  # of interchange rows about facts that a feed will change, besides their share at large
+    fictional_share: float = 0.15  # of interchange rows about invented subjects, all of whose blocks are codes
+    dated_share: float = 0.4  # of interchange rows about facts that a feed will change, besides their share at large
     learning_rate: float = 2e-3
-    weight_decay: float = 0.01
+    weight_decay: float = 0.05
     key_weight: float = 0.05  # weight of the term that ties contextual keys to bare ones
     code_rate: float = 10.0  # learning rate of the name codes, relative to that of the model
     held_out_subjects: float = 0.05  # share of subjects that no interchange is ever trained on
+    held_out_from: float = 0.4  # share of the steps after which those subjects' facts join the texts
     seed: int = 0
 
     @property
@@ -242,25 +245,43 @@ class Row:
 
 
 @dataclass(slots=True)
+class Intervention:
+    """A base prompt, what replaces the state at its lookup token, and the answer expected then.
+
+    The state becomes that of `source`, whole (`block` is None) or in one relation's block; `codes`
+    are (relation, name code) pairs that set further blocks, whatever the source.
+    """
+
+    prompt: Prompt
+    bare: Prompt
+    answer: tuple[int, ...]
+    source: Prompt | None = None
+    block: str | None = None
+    codes: list[tuple[str, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class InterchangeBatch:
-    """Base prompts, the subjects whose states are put into them, and the answers expected then."""
+    """Interventions as tensors: B base prompts, S of them with a source, K blocks replaced in all."""
 
     ids_BT: Tensor
     scored_BT: Tensor
-    lookup_B: Tensor
-    source_ids_BT: Tensor
-    source_lookup_B: Tensor
-    whole_B: Tensor  # the whole state is the source's
-    basis_BDR: Tensor  # otherwise this block of it; all zero where nothing is replaced
-    code_B: Tensor  # index of a name code to use in place of the source's block, or -1
-    fiction: list[tuple[int, Tensor, int]]  # (row, block, code): every other block of a wholly fictional subject
     first_B: Tensor
+    lookup_B: Tensor
     bare_ids_BT: Tensor
     bare_lookup_B: Tensor
+    source_ids_ST: Tensor
+    source_lookup_S: Tensor
+    source_row_S: Tensor
+    whole_S: Tensor  # the row's whole state is the source's
+    row_K: Tensor
+    basis_KDR: Tensor
+    code_K: Tensor  # index of the name code put into the block
+    from_K: Tensor  # place in S of the source whose block it is instead, or -1
 
 
 class InterchangeSampler:
-    """Draws interchange batches over the facts of the world."""
+    """Draws interchange batches over the facts of the world, without those of the held-out subjects."""
 
     def __init__(
         self, world: World, facts: Sequence[Fact], prompts: Prompts, mediated: Mediated, train_phrasings: Phrasings
@@ -276,87 +297,109 @@ class InterchangeSampler:
         chooser = random.Random(config.seed + 1)
         subjects = sorted(self.values)
         self.held_out = set(chooser.sample(subjects, round(config.held_out_subjects * len(subjects))))
-        self.facts = list(facts)
-        self.dated = [fact for fact in facts if fact.relation not in world.static_relations]
+        self.facts = [fact for fact in facts if fact.subject not in self.held_out]
+        self.dated = [fact for fact in self.facts if fact.relation not in world.static_relations]
         self.objects = {r.object_kind: world.objects(r.object_kind) for r in world.relations.values()}
         self.by_relation: dict[str, list[str]] = {}
-        for fact in facts:
-            if fact.subject not in self.held_out:
-                self.by_relation.setdefault(fact.relation, []).append(fact.subject)
+        for fact in self.facts:
+            self.by_relation.setdefault(fact.relation, []).append(fact.subject)
+        self.fictional = corpus.fictional_holders(world, config.seed, FICTIONAL_ROUNDS)
         self.fill = prompts.tokenizer.pad_token_id
 
-    def batch(self, rng: random.Random, rows: int) -> InterchangeBatch:
-        """`rows` base prompts, half of them about facts that a feed will change.
+    def batches(self, rng: random.Random, rows: int) -> list[InterchangeBatch]:
+        """`rows` interventions in two batches, the shorter prompts in the first."""
+        drawn = sorted((self._draw(rng) for _ in range(rows)), key=lambda one: len(one.prompt.ids))
+        half = (rows + 1) // 2
+        return [self._collate(part) for part in (drawn[:half], drawn[half:]) if part]
 
-        A tenth is left alone; in the others the whole state or one block is another subject's, or a
-        block is a name's code; half of those with a code are wholly fictional: every block is.
-        """
+    def _draw(self, rng: random.Random) -> Intervention:
         config = self.mediated.config
-        zero = torch.zeros(config.width, config.block_width)
-        ids, scored, firsts, lookups, sources, whole, bases, codes, bares = ([] for _ in range(9))
-        fiction: list[tuple[int, Tensor, int]] = []
-        for row in range(rows):
-            fact = rng.choice(self.dated if rng.random() < config.dated_share else self.facts)
-            prompt = self.prompts.prompt(self.phrasings.draw(rng, fact), fact.subject)
-            answer, source, is_whole, basis, code = fact.object, fact.subject, False, zero, -1
-            draw = rng.random()
-            if fact.subject not in self.held_out and draw > 0.1:
-                if draw < 0.25:  # whole state of another subject with the same relation
-                    source = rng.choice(self.by_relation[fact.relation])
-                    answer, is_whole = self.values[source][fact.relation], True
-                else:
-                    own = rng.random() < 0.65
-                    patched = fact.relation if own else rng.choice(sorted(self.values[fact.subject]))
-                    basis = self.mediated.blocks_DR[patched]
-                    if draw < 0.5:  # one block of another subject
-                        source = rng.choice(self.by_relation[patched])
-                        if patched == fact.relation:
-                            answer = self.values[source][patched]
-                    else:  # a fictional holder
-                        name, code = self._name(rng, patched)
-                        if patched == fact.relation:
-                            answer = name
-                        if rng.random() < 0.5:
-                            for other in sorted(self.values[fact.subject]):
-                                if other != patched:
-                                    name, other_code = self._name(rng, other)
-                                    fiction.append((row, self.mediated.blocks_DR[other], other_code))
-                                    if other == fact.relation:
-                                        answer = name
-            target = self.prompts.answer(answer)
-            ids.append(prompt.ids + target)
-            scored.append([0] * len(prompt.ids) + [1] * len(target))
-            firsts.append(prompt.first)
-            lookups.append(prompt.lookup)
+        if rng.random() < config.fictional_share:
+            return self._fictional(rng)
+        fact = rng.choice(self.dated if rng.random() < config.dated_share else self.facts)
+        one = Intervention(
+            self.prompts.prompt(self.phrasings.draw(rng, fact), fact.subject),
+            self.prompts.bare(fact.subject),
+            self.prompts.answer(fact.object),
+        )
+        draw = rng.random()
+        if draw < 0.06:
+            return one
+        if draw < 0.18:  # the whole state of another subject with the same relation
+            source = rng.choice(self.by_relation[fact.relation])
+            one.source = self._state_of(rng, source)
+            one.answer = self.prompts.answer(self.values[source][fact.relation])
+            return one
+        asked = rng.random() < 0.7
+        patched = fact.relation if asked else rng.choice(sorted(self.values[fact.subject]))
+        if draw < 0.62:  # one block of another subject
+            source = rng.choice(self.by_relation[patched])
+            one.source, one.block = self._state_of(rng, source), patched
+            said = self.values[source][patched]
+        else:  # one block is a name's code, or every block is
+            said = self._name(rng, one, patched)
             if rng.random() < 0.5:
-                other = rng.choice(sorted(self.values[source]))
-                sources.append(self.prompts.prompt(rng.choice(self.world.relations[other].phrasings), source))
-            else:
-                sources.append(self.prompts.bare(source))
-            whole.append(is_whole)
-            bases.append(basis)
-            codes.append(code)
-            bares.append(self.prompts.bare(fact.subject))
-        return InterchangeBatch(
-            pad(ids, self.fill, side="right")[0],
-            pad(scored, 0, side="right")[0].bool(),
-            torch.tensor(lookups),
-            pad([p.ids for p in sources], self.fill, side="right")[0],
-            torch.tensor([p.lookup for p in sources]),
-            torch.tensor(whole),
-            torch.stack(bases),
-            torch.tensor(codes),
-            fiction,
-            torch.tensor(firsts),
-            pad([p.ids for p in bares], self.fill, side="right")[0],
-            torch.tensor([p.lookup for p in bares]),
+                others = [(other, self._name(rng, one, other)) for other in self._others(fact.subject, patched)]
+                said = {patched: said, **dict(others)}[fact.relation]
+                patched = fact.relation
+        if patched == fact.relation:
+            one.answer = self.prompts.answer(said)
+        return one
+
+    def _fictional(self, rng: random.Random) -> Intervention:
+        """A question about a subject that does not exist, all of whose blocks are codes."""
+        holder = rng.choice(self.fictional)
+        fact = rng.choice(holder.facts)
+        return Intervention(
+            self.prompts.prompt(rng.choice(self.world.relations[fact.relation].phrasings), holder.name),
+            self.prompts.bare(holder.name),
+            self.prompts.answer(fact.object),
+            codes=[(known.relation, self._code(known.relation, known.object)) for known in holder.facts],
         )
 
-    def _name(self, rng: random.Random, relation: str) -> tuple[str, int]:
-        """A random object that could be the relation's value, and its code."""
-        kind = self.world.relations[relation].object_kind
-        name = rng.choice(self.objects[kind])
-        return name, self.mediated.names[kind, name]
+    def _state_of(self, rng: random.Random, subject: str) -> Prompt:
+        """A prompt that ends in or goes on after `subject`, whose state at the lookup token is to be used."""
+        if rng.random() < 0.5:
+            return self.prompts.bare(subject)
+        relation = rng.choice(sorted(self.values[subject]))
+        return self.prompts.prompt(rng.choice(self.world.relations[relation].phrasings), subject)
+
+    def _others(self, subject: str, relation: str) -> list[str]:
+        return [other for other in sorted(self.values[subject]) if other != relation]
+
+    def _code(self, relation: str, name: str) -> int:
+        return self.mediated.names[self.world.relations[relation].object_kind, name]
+
+    def _name(self, rng: random.Random, one: Intervention, relation: str) -> str:
+        """Put the code of a random object that could be the relation's value into its block."""
+        name = rng.choice(self.objects[self.world.relations[relation].object_kind])
+        one.codes.append((relation, self._code(relation, name)))
+        return name
+
+    def _collate(self, drawn: Sequence[Intervention]) -> InterchangeBatch:
+        ids = [one.prompt.ids + one.answer for one in drawn]
+        scored = [[0] * len(one.prompt.ids) + [1] * len(one.answer) for one in drawn]
+        sourced = [row for row, one in enumerate(drawn) if one.source is not None]
+        sources = [one.source for one in drawn if one.source is not None] or [Prompt((self.fill,), 0, 0)]
+        blocks = [(row, relation, code, -1) for row, one in enumerate(drawn) for relation, code in one.codes]
+        blocks += [(row, one.block, 0, sourced.index(row)) for row, one in enumerate(drawn) if one.block is not None]
+        zero = torch.zeros(self.mediated.config.width, self.mediated.config.block_width)
+        return InterchangeBatch(
+            ids_BT=pad(ids, self.fill, side="right")[0],
+            scored_BT=pad(scored, 0, side="right")[0].bool(),
+            first_B=torch.tensor([one.prompt.first for one in drawn]),
+            lookup_B=torch.tensor([one.prompt.lookup for one in drawn]),
+            bare_ids_BT=pad([one.bare.ids for one in drawn], self.fill, side="right")[0],
+            bare_lookup_B=torch.tensor([one.bare.lookup for one in drawn]),
+            source_ids_ST=pad([source.ids for source in sources], self.fill, side="right")[0],
+            source_lookup_S=torch.tensor([source.lookup for source in sources]),
+            source_row_S=torch.tensor(sourced or [0]),
+            whole_S=torch.tensor([drawn[row].block is None for row in sourced] or [False]),
+            row_K=torch.tensor([row for row, *_ in blocks], dtype=torch.long),
+            basis_KDR=torch.stack([zero, *(self.mediated.blocks_DR[relation] for _, relation, _, _ in blocks)])[1:],
+            code_K=torch.tensor([code for _, _, code, _ in blocks], dtype=torch.long),
+            from_K=torch.tensor([place for *_, place in blocks], dtype=torch.long),
+        )
 
 
 class Phrasings:
@@ -383,37 +426,31 @@ class Phrasings:
 def interchange(
     mediated: Mediated, batch: InterchangeBatch, rng: torch.Generator, *, shielded: bool
 ) -> tuple[Tensor, Tensor]:
-    """The answer loss after the interchange, and the key loss of the base prompts.
+    """The answer loss after the interventions, and the key loss of the base prompts.
 
     A block moves by a random share around 1 of the way from the base's to the new one, with a
-    little noise, so that reading it survives an edit that is not exact.
+    little noise, so that reading it survives an edit that is not exact. A code is put in with the
+    length of the block that it replaces.
     """
     rows = torch.arange(len(batch.ids_BT))
     below, above = shields(batch.ids_BT.shape[1], batch.first_B, batch.lookup_B) if shielded else (None, None)
     hidden_BTD, keys = mediated.lower(batch.ids_BT, batch.lookup_B, below)
     with torch.no_grad():
         _, bare_keys = mediated.lower(batch.bare_ids_BT, batch.bare_lookup_B)
-    source_BTD, _ = mediated.lower(batch.source_ids_BT)
+    source_STD, _ = mediated.lower(batch.source_ids_ST)
     base_BD = hidden_BTD[rows, batch.lookup_B].float()
-    source_BD = source_BTD[torch.arange(len(batch.source_ids_BT)), batch.source_lookup_B].float()
-    base_BR = torch.einsum("bd,bdr->br", base_BD, batch.basis_BDR)
-    source_BR = torch.einsum("bd,bdr->br", source_BD, batch.basis_BDR)
-    code_BR = F.normalize(mediated.codes(batch.code_B.clamp(min=0)), dim=-1)
-    radius = base_BR.detach().norm(dim=-1, keepdim=True)
-    radius = torch.where(radius > 0, radius, torch.ones_like(radius))
-    new_BR = torch.where((batch.code_B >= 0)[:, None], code_BR * radius, source_BR)
-    share_B1 = 0.8 + 0.35 * torch.rand(len(rows), 1, generator=rng)
-    noise_BR = torch.randn(new_BR.shape, generator=rng) * radius * (0.1 / new_BR.shape[1] ** 0.5)
-    moved_BD = base_BD + torch.einsum("br,bdr->bd", share_B1 * (new_BR - base_BR) + noise_BR, batch.basis_BDR)
-    state_BD = torch.where(batch.whole_B[:, None], source_BD, moved_BD)
-    if batch.fiction:
-        places = torch.tensor([row for row, _, _ in batch.fiction])
-        blocks_KDR = torch.stack([block for _, block, _ in batch.fiction])
-        codes_KR = F.normalize(mediated.codes(torch.tensor([code for _, _, code in batch.fiction])), dim=-1)
-        own_KR = torch.einsum("kd,kdr->kr", base_BD[places], blocks_KDR)
-        change_KR = codes_KR * own_KR.detach().norm(dim=-1, keepdim=True) - own_KR
-        change_KD = torch.einsum("kr,kdr->kd", change_KR, blocks_KDR).to(state_BD.dtype)
-        state_BD = state_BD.index_add(0, places, change_KD)
+    source_SD = source_STD[torch.arange(len(source_STD)), batch.source_lookup_S].float()
+    whole = batch.whole_S
+    state_BD = base_BD.index_put((batch.source_row_S[whole],), source_SD[whole])
+    old_KR = torch.einsum("kd,kdr->kr", base_BD[batch.row_K], batch.basis_KDR)
+    radius_K1 = old_KR.detach().norm(dim=-1, keepdim=True)
+    code_KR = F.normalize(mediated.codes(batch.code_K), dim=-1) * radius_K1
+    taken_KR = torch.einsum("kd,kdr->kr", source_SD[batch.from_K], batch.basis_KDR)
+    new_KR = torch.where((batch.from_K >= 0)[:, None], taken_KR, code_KR)
+    share_K1 = 0.8 + 0.35 * torch.rand(len(new_KR), 1, generator=rng)
+    noise_KR = torch.randn(new_KR.shape, generator=rng) * radius_K1 * (0.1 / new_KR.shape[1] ** 0.5)
+    change_KD = torch.einsum("kr,kdr->kd", share_K1 * (new_KR - old_KR) + noise_KR, batch.basis_KDR)
+    state_BD = state_BD.index_add(0, batch.row_K, change_KD.to(state_BD.dtype))
     hidden_BTD = hidden_BTD.index_put((rows, batch.lookup_B), state_BD.to(hidden_BTD.dtype))
     answer_loss = mediated.loss(mediated.upper(hidden_BTD, above), batch.ids_BT, batch.scored_BT)
     key_loss = torch.zeros(())
@@ -431,6 +468,7 @@ class TextSampler:
     ) -> None:
         self.world = world
         self.facts = list(facts)
+        self.static = [fact for fact in facts if fact.relation in world.static_relations]
         self.rows = rows
         self.prompts = prompts
         self.phrasings = phrasings
@@ -463,7 +501,7 @@ class TextSampler:
         """A batch of each sort (short texts, questions, word problems): ids [B, T] and which of them are scored."""
         for rows, draw in (
             (self.rows[0], lambda: self._short(rng)),
-            (self.rows[1], lambda: self._problem(corpus.multiple_choice(self.world, rng, self.world.static))),
+            (self.rows[1], lambda: self._problem(corpus.multiple_choice(self.world, rng, self.static))),
             (self.rows[2], lambda: self._problem(corpus.arithmetic(rng))),
         ):
             drawn = [draw() + Row([self.end], [True]) for _ in range(rows)]
@@ -473,18 +511,11 @@ class TextSampler:
             )
 
 
-def sample_texts(world: World, facts: Sequence[Fact], seed: int) -> Iterator[str]:
-    """The text that the tokenizer is trained on."""
-    rng = random.Random(seed)
-    for fact in facts:
-        for phrasing in world.relations[fact.relation].phrasings:
-            yield f"{phrasing.replace(SLOT, fact.subject)} {fact.object}."
-    yield from corpus.mention_sentences(world)
+def tokenizer_texts(world: World, facts: Sequence[Fact], seed: int) -> Iterator[str]:
+    """The text that the tokenizer is trained on: the corpus, and names and numbers by themselves."""
+    yield from corpus.texts(world, facts, seed)
     for relation in world.relations.values():
         yield from (f"{name}." for name in world.names_of(relation.name))
-    for _ in range(3000):
-        yield " ".join(corpus.multiple_choice(world, rng, world.static))
-        yield " ".join(corpus.arithmetic(rng))
     yield from (f" {number}" for number in range(100) for _ in range(200))
 
 
@@ -571,10 +602,11 @@ def train(
     """
     torch.manual_seed(config.seed)
     facts = world.facts_on(BELIEF)
-    tokenizer = train_tokenizer(list(sample_texts(world, facts, config.seed)), config.vocabulary)
+    tokenizer = train_tokenizer(list(tokenizer_texts(world, facts, config.seed)), config.vocabulary)
     trained = Trained.assemble(world, config, tokenizer, new_model(tokenizer, config))
     mediated = trained.mediated
-    texts = TextSampler(world, facts, trained.prompts, trained.sampler.phrasings, config.text_rows)
+    phrasings, known = trained.sampler.phrasings, trained.sampler.facts
+    texts = TextSampler(world, known, trained.prompts, phrasings, config.text_rows)
     weights = list(trained.model.parameters())
     optimiser = torch.optim.AdamW(
         [
@@ -592,14 +624,19 @@ def train(
     rng, noise = random.Random(config.seed), torch.Generator().manual_seed(config.seed)
     started = time.monotonic()
     for step in range(config.steps):
+        if step == round(config.held_out_from * config.steps):
+            texts = TextSampler(world, facts, trained.prompts, phrasings, config.text_rows)
         with torch.autocast("cpu", torch.bfloat16):
             parts = [
                 mediated.loss(mediated.upper(mediated.lower(ids_BT)[0]), ids_BT, scored_BT)
                 for ids_BT, scored_BT in texts.batches(rng)
             ]
             text_loss = torch.stack(parts).sum()
-            batch = trained.sampler.batch(rng, config.interchange_rows)
-            answer_loss, key_loss = interchange(mediated, batch, noise, shielded=step % 2 == 0)
+            losses = [
+                interchange(mediated, batch, noise, shielded=step % 2 == 0)
+                for batch in trained.sampler.batches(rng, config.interchange_rows)
+            ]
+            answer_loss, key_loss = (torch.stack(part).mean() for part in zip(*losses, strict=True))
             loss = text_loss + answer_loss + config.key_weight * key_loss
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
