@@ -9,7 +9,7 @@ from typing import Any
 
 from editing.almanac.mediation import measure
 from editing.almanac.suites import SUITES
-from editing.almanac.training import Trained
+from editing.almanac.training import AlmanacConfig, Trained
 from editing.almanac.world import BELIEF, World
 from editing.evals.probes import GENERATED
 from editing.evals.scorer import open_scorer
@@ -22,6 +22,7 @@ MODEL = Path(__file__).parent / "model"
 FIGURES = "figures.json"
 BARE = {"shots": 0, "form": "bare"}  # the model is too small for examples and headers
 ANSWER_TOKENS = 16
+COACHHOOK = {"moment_weight": 200.0, "optimise_over": "rephrases"}  # as measured with `errata bench coachhook`
 
 
 def measure_model(world: World, folder: Path = MODEL) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def measure_model(world: World, folder: Path = MODEL) -> dict[str, Any]:
         f"held_out_exact_match.{GENERATED}": sum(right) / len(right),
         "mediation": asdict(measure(trained, world)),
         "held_out_subjects": len(trained.sampler.held_out),
+        "held_out_from": trained.mediated.config.held_out_from,
         "suites": {name: round(value, 4) for name, value in report.scalars().items()},
         "training_seconds": trained.log[-1]["seconds"],
         "steps": trained.mediated.config.steps,
@@ -55,11 +57,10 @@ def measure_model(world: World, folder: Path = MODEL) -> dict[str, Any]:
     }
 
 
-def write_card(figures: dict[str, Any], folder: Path = MODEL) -> None:
-    """Write `figures.json` and the model card, `README.md`, into `folder`."""
-    (folder / FIGURES).write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """The card's table: what was measured, and the value as a person reads it."""
     mediation = figures["mediation"]
-    rows = [
+    return [
         ("parameters", f"{figures['parameters']:,}"),
         ("size on disk, all files", f"{figures['bytes'] / 1e6:.1f} MB"),
         ("facts held on 2018-01-01", f"{figures['facts']:,}"),
@@ -74,14 +75,27 @@ def write_card(figures: dict[str, Any], folder: Path = MODEL) -> None:
         *((name, _share(value)) for name, value in sorted(figures["suites"].items())),
         ("training", f"{figures['steps']:,} steps, {figures['training_seconds'] / 60:.0f} minutes on 2 shared cores"),
     ]
+
+
+def write_card(figures: dict[str, Any], folder: Path = MODEL) -> None:
+    """Write `figures.json` and the model card, `README.md`, into `folder`."""
+    (folder / FIGURES).write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    rows = figure_rows(figures)
     table = "\n".join(["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
     text = _CARD.format(
         table=table,
-        trials=mediation["trials"],
+        trials=figures["mediation"]["trials"],
         subjects=figures["held_out_subjects"],
+        joined=figures["held_out_from"],
         fingerprint=figures["base_fingerprint"],
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_options(config: AlmanacConfig, folder: Path) -> None:
+    """Write `coachhook.json`: the options with which CoachHooK edits the model in `folder`, read from beside it."""
+    options = {"layers": list(config.edited_layers), **COACHHOOK}
+    (folder / "coachhook.json").write_text(json.dumps(options, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _share(value: float) -> str:
@@ -114,9 +128,12 @@ on an unchanged architecture:
   answer is the other subject's, asked about another it stays. The orthonormal bases are fixed and
   seeded instead of learned: the model moves its facts into them;
 - fictional holders: the subspace is set to a learned code of a name that need never have been
-  anyone's answer for that relation, and the model must say the name. This stands in for fictional
-  subjects that carry every name: a code is the state such a subject would have. The codes stand in
-  `mediation.safetensors`; the language model does not contain them.
+  anyone's answer for that relation, and the model must say the name. Subjects that do not exist,
+  under invented names, carry every name in every relation that fits it: all their subspaces are
+  codes. The codes stand in `mediation.safetensors`; the language model does not contain them.
+
+{subjects} subjects are held out: none of this is ever trained on them. Their facts join the plain
+texts after {joined:.0%} of the steps, when the model has learned where facts are read from.
 
 A fourth term ties the edited layers' MLP inputs at the last subject token to those of the bare
 subject, so that an edit keyed by one phrasing is found by the others.
@@ -134,6 +151,6 @@ asked in a phrasing that training never saw for that fact; source states come fr
 The model was trained to hold its facts where CoachHooK edits. Edits that succeed on it show that
 the method's mathematics, the scope rules and the whole pipeline are right, and a drop shows a
 regression. They do not show how well the method does on a model that was trained on ordinary text:
-`errata bench coachhook --model` on that model does. The multiple-choice and arithmetic suites show
+`errata bench coachhook` with `model.id` set to that model does. The multiple-choice and arithmetic suites show
 collateral damage; they say nothing about ability. Facts are as of 2018-01-01 by design.
 """

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.console import bars, err, out
+from flows.cli.console import bars, err, out, print_json, table
 
 app = typer.Typer(help="The embedded world and its model.", no_args_is_help=True)
 
@@ -29,7 +29,7 @@ def train(
     """
     from dataclasses import replace
 
-    from editing.almanac.card import measure_model, write_card
+    from editing.almanac.card import measure_model, write_card, write_options
     from editing.almanac.training import AlmanacConfig
     from editing.almanac.training import train as run
     from editing.almanac.world import load_world
@@ -40,6 +40,27 @@ def train(
     world = load_world()
     with bars():
         run(world, config, progress=reporter(), report=lambda entry: err.print(entry)).save(folder)
+    write_options(config, folder)
     err.print("measuring")
     write_card(measure_model(world, folder), folder)
     out.print(f"wrote {folder}", soft_wrap=True)
+
+
+@app.command()
+def measure(
+    folder: Annotated[Path | None, typer.Argument(help="A trained model; default: the one that ships.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+) -> None:
+    """Measure the figures of the model's card again; writes nothing.
+
+    Example: `errata almanac measure --json`
+    """
+    from editing.almanac.card import MODEL, figure_rows, measure_model
+    from editing.almanac.world import load_world
+
+    figures = measure_model(load_world(), folder or MODEL)
+    if as_json:
+        print_json(figures)
+    else:
+        rows = [{"figure": name, "value": value} for name, value in figure_rows(figures)]
+        out.print(table("The Almanac's model", rows))

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from flows.cli import almanac, bench, feed
-from flows.cli.console import bars, err, out, print_json, table
+from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, table
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
+
+if TYPE_CHECKING:
+    from flows.replay import Answer, ReplayedNight
 
 app = typer.Typer(
     help="Keeps a deployed language model's facts up to date, every night, without touching its weights.",
@@ -89,6 +95,7 @@ def night(
 @app.command()
 def replay(
     nights: Annotated[str, typer.Option(help="How many nights of history, or 'all'.")] = "6",
+    svg: Annotated[Path | None, typer.Option(help="Also draw the closing table into this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay what really happened after 2018-01-01 on the Almanac, night by night.
@@ -115,10 +122,7 @@ def replay(
     if as_json:
         print_json([item.summary.to_dict() for item in replayed])
         return
-    out.print(table("The nights", [_row(item.summary.to_dict()) for item in replayed], NIGHT_COLUMNS))
-    out.print("\n[bold]Before and after[/bold]")
-    for answer in highlights(replayed):
-        out.print(f"  {answer.question}\n    base: {answer.before}\n    now:  [bold]{answer.after}[/bold]")
+    _close(out, replayed, highlights(replayed))
     out.print(
         "\n[bold]Where to look next[/bold]\n"
         "  make ui          Prefect's and MLflow's pages: runs, plots, per-item tables, versions\n"
@@ -126,6 +130,17 @@ def replay(
         "  errata ask 'The head of government of the United Kingdom is' --version base",
         soft_wrap=True,
     )
+    if svg:
+        canvas = Console(record=True, width=WIDTH_OF_FILES, file=StringIO(), highlight=False)
+        _close(canvas, replayed, highlights(replayed))
+        canvas.save_svg(str(svg), title="make night")
+
+
+def _close(console: Console, replayed: Sequence[ReplayedNight], told: Sequence[Answer]) -> None:
+    console.print(table("The nights", [_row(item.summary.to_dict()) for item in replayed], NIGHT_COLUMNS))
+    console.print("\n[bold]Before and after[/bold]")
+    for answer in told:
+        console.print(f"  {answer.question}\n    base: {answer.before}\n    now:  [bold]{answer.after}[/bold]")
 
 
 @app.command()
