@@ -11,6 +11,7 @@ from editing.almanac.mediation import measure
 from editing.almanac.suites import SUITES
 from editing.almanac.training import AlmanacConfig, Trained
 from editing.almanac.world import BELIEF, World
+from editing.editors.base import Progress
 from editing.evals.probes import GENERATED
 from editing.evals.scorer import open_scorer
 from editing.evals.scoring import exact_match
@@ -25,7 +26,7 @@ ANSWER_TOKENS = 16
 COACHHOOK = {"moment_weight": 200.0, "optimise_over": "rephrases"}  # as measured with `errata bench coachhook`
 
 
-def measure_model(world: World, folder: Path = MODEL) -> dict[str, Any]:
+def measure_model(world: World, folder: Path = MODEL, progress: Progress | None = None) -> dict[str, Any]:
     """Every figure of the card, measured on the model in `folder`."""
     trained = Trained.load(world, folder)
     base = load_base_model(str(folder))
@@ -37,7 +38,7 @@ def measure_model(world: World, folder: Path = MODEL) -> dict[str, Any]:
         load_suite("mmlu", SUITES / "mmlu", **BARE),
         load_suite("gsm8k", SUITES / "gsm8k", **BARE),
     ]
-    with open_scorer(base) as scorer:
+    with open_scorer(base, progress=progress) as scorer:
         texts = scorer.generate(held_out, ANSWER_TOKENS)
         report = evaluate(scorer, suites)
     right = [exact_match(text, fact.object) for text, fact in zip(texts, facts, strict=True)]
@@ -46,7 +47,7 @@ def measure_model(world: World, folder: Path = MODEL) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
         "facts": len(facts),
         f"held_out_exact_match.{GENERATED}": sum(right) / len(right),
-        "mediation": asdict(measure(trained, world)),
+        "mediation": asdict(measure(trained, world, progress=progress)),
         "held_out_subjects": len(trained.sampler.held_out),
         "held_out_from": trained.mediated.config.held_out_from,
         "suites": {name: round(value, 4) for name, value in report.scalars().items()},

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from editing.almanac.training import Prompt, Trained
 from editing.almanac.world import BELIEF, Fact, World
+from editing.editors.base import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,9 @@ def answered(trained: Trained, cases: Sequence[Case]) -> float:
 
 
 @torch.no_grad()
-def measure(trained: Trained, world: World, *, trials: int = 400, seed: int = 1) -> Mediation:
+def measure(
+    trained: Trained, world: World, *, trials: int = 400, seed: int = 1, progress: Progress | None = None
+) -> Mediation:
     """Measure mediation on the held-out subjects and, for every fact, its held-out phrasing."""
     rng = random.Random(seed)
     mediated, prompts = trained.mediated, trained.prompts
@@ -100,11 +103,18 @@ def measure(trained: Trained, world: World, *, trials: int = 400, seed: int = 1)
         named.append(
             (prompt.ids, prompt.lookup, with_block(fact.relation, code_R * (block_DR.T @ base_D).norm()), name)
         )
-    return Mediation(
-        recall=answered(trained, recall),
-        whole_changed=answered(trained, whole),
-        block_changed=answered(trained, changed),
-        block_kept=answered(trained, kept),
-        name_changed=answered(trained, named),
-        trials=trials,
-    )
+    groups = {
+        "recall": recall,
+        "whole_changed": whole,
+        "block_changed": changed,
+        "block_kept": kept,
+        "name_changed": named,
+    }
+    found: dict[str, float] = {}
+    for place, (name, cases) in enumerate(groups.items()):
+        if progress is not None:
+            progress("mediation", place, len(groups))
+        found[name] = answered(trained, cases)
+    if progress is not None:
+        progress("mediation", len(groups), len(groups))
+    return Mediation(**found, trials=trials)

@@ -43,6 +43,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 
 from editing.almanac import corpus
 from editing.almanac.world import BELIEF, Fact, World
+from editing.editors.base import Progress
 from editing.facts import SLOT
 from editing.tokenisation import pad, tokenise
 
@@ -51,7 +52,6 @@ CODES = "mediation.safetensors"  # the name codes, beside the model
 LOG = "training.json"
 TEXT_SORTS = ("short", "choice", "arithmetic")
 FICTIONAL_ROUNDS = 10  # how often an invented subject carries each name
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

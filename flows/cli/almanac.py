@@ -40,9 +40,8 @@ def train(
     world = load_world()
     with bars():
         run(world, config, progress=reporter(), report=lambda entry: err.print(entry)).save(folder)
-    write_options(config, folder)
-    err.print("measuring")
-    write_card(measure_model(world, folder), folder)
+        write_options(config, folder)
+        write_card(measure_model(world, folder, reporter()), folder)
     out.print(f"wrote {folder}", soft_wrap=True)
 
 
@@ -57,8 +56,10 @@ def measure(
     """
     from editing.almanac.card import MODEL, figure_rows, measure_model
     from editing.almanac.world import load_world
+    from tasks.progress import reporter
 
-    figures = measure_model(load_world(), folder or MODEL)
+    with bars():
+        figures = measure_model(load_world(), folder or MODEL, reporter())
     if as_json:
         print_json(figures)
     else:
