@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,11 +40,28 @@ def coachhook(
         out.print(table("Batched target optimisation against the published way", rows, columns))
     else:
         rows = [
-            {"variant": variant, "protocol": protocol, **scores[protocol]}
+            {"variant": variant, "protocol": protocol, **_shares(scores[protocol])}
             for protocol in PROTOCOLS
             for variant, scores in found["by_variant"].items()
         ]
         out.print(table("CoachHooK and its ablations", rows))
+        points = [
+            {"variant": variant, **_shares(point)}
+            for variant, scores in found["by_variant"].items()
+            for point in scores["curve"]
+        ]
+        out.print(table("\nOver the number of edits (generated)", points))
+        tests = [
+            {
+                "variant": variant,
+                "metric": metric,
+                **_shares({name: test[name] for name in ("base", "edited", "n")}),
+                "p_worse": f"{test['p_worse']:.3g}",
+            }
+            for variant, scores in found["by_variant"].items()
+            for metric, test in scores["suites"].items()
+        ]
+        out.print(table("\nSuites against the base, paired", tests))
 
 
 def _speed() -> dict[str, Any]:
@@ -79,6 +97,10 @@ def _quality(feed: Path | None) -> dict[str, Any]:
         batch_size=space.settings.editor.batch_size,
         progress=reporter(),
     )
+
+
+def _shares(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: f"{value:.1%}" if isinstance(value, float) else value for name, value in row.items()}
 
 
 def _number(value: Any) -> Any:
