@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from editing.almanac.training import Prompt, Trained
 from editing.almanac.world import BELIEF, Fact, World
@@ -99,7 +98,7 @@ def measure(
             kept.append((prompt.ids, prompt.lookup, with_block(other, value_R), fact.object))
         kind = world.relations[fact.relation].object_kind
         name = rng.choice([name for name in world.objects(kind) if name != fact.object])
-        code_R = F.normalize(mediated.codes.weight[mediated.names[kind, name]], dim=-1)
+        code_R = mediated.code(torch.tensor([mediated.names[kind, name]]), block_DR[None])[0]
         named.append(
             (prompt.ids, prompt.lookup, with_block(fact.relation, code_R * (block_DR.T @ base_D).norm()), name)
         )

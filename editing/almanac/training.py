@@ -64,8 +64,7 @@ class AlmanacConfig:
     vocabulary: int = 3072
     positions: int = 512
     mediation_layer: int = 2  # index of the block after which a fact must sit at the last subject token
-    block_width: int = 32  # dimensions per relation
-    steps: int = 3600
+    steps: int = 2600
     text_rows: tuple[int, int, int] = (22, 30, 14)  # short texts, multiple-choice questions, word problems
     interchange_rows: int = 112
     fictional_share: float = 0.15  # of interchange rows about invented subjects, all of whose blocks are codes
@@ -76,6 +75,7 @@ class AlmanacConfig:
     code_rate: float = 10.0  # learning rate of the name codes, relative to that of the model
     held_out_subjects: float = 0.05  # share of subjects that no interchange is ever trained on
     held_out_from: float = 0.4  # share of the steps after which those subjects' facts join the texts
+    held_out_rows: float = 0.25  # share of the facts in texts that are theirs from then on
     seed: int = 0
 
     @property
@@ -141,8 +141,8 @@ class Prompts:
 class Mediated(nn.Module):
     """The base model cut open at the mediation layer, and what only training needs: the name codes.
 
-    `blocks_DR[relation]` is that relation's orthonormal basis: fixed, seeded, disjoint from the
-    bases of the other relations of the same kind of subject.
+    `blocks_DR[relation]` is that relation's orthonormal basis: fixed and seeded. The relations of
+    one kind of subject share out the whole width, so that no dimension is left to hide a fact in.
     """
 
     def __init__(self, model: GPTNeoXForCausalLM, world: World, config: AlmanacConfig) -> None:
@@ -152,22 +152,26 @@ class Mediated(nn.Module):
         generator = torch.Generator().manual_seed(config.seed)
         rotation_DD = torch.linalg.qr(torch.randn(config.width, config.width, generator=generator))[0]
         self.blocks_DR: dict[str, Tensor] = {}
-        taken: dict[str, int] = {}
-        for relation in world.relations.values():
-            start = taken.get(relation.subject_kind, 0)
-            stop = start + config.block_width
-            if stop > config.width:
-                raise ValueError(
-                    f"{relation.subject_kind} has too many relations for width {config.width} at "
-                    f"{config.block_width} dimensions each; raise `width` or lower `block_width`"
-                )
-            self.blocks_DR[relation.name] = rotation_DD[:, start:stop].contiguous()
-            taken[relation.subject_kind] = stop
+        for kind in dict.fromkeys(relation.subject_kind for relation in world.relations.values()):
+            names = [relation.name for relation in world.relations.values() if relation.subject_kind == kind]
+            width = config.width // len(names)
+            for place, name in enumerate(names):
+                self.blocks_DR[name] = rotation_DD[:, place * width : (place + 1) * width].contiguous()
+        self.widest = max(block.shape[1] for block in self.blocks_DR.values())
         self.names: dict[tuple[str, str], int] = {}
         for relation in world.relations.values():
             for name in world.objects(relation.object_kind):
                 self.names.setdefault((relation.object_kind, name), len(self.names))
-        self.codes = nn.Embedding(len(self.names), config.block_width)
+        self.codes = nn.Embedding(len(self.names), self.widest)
+
+    def padded_block(self, relation: str) -> Tensor:
+        """The relation's basis with zero columns up to the widest, `[D, R]`."""
+        block_DR = self.blocks_DR[relation]
+        return F.pad(block_DR, (0, self.widest - block_DR.shape[1]))
+
+    def code(self, code_K: Tensor, basis_KDR: Tensor) -> Tensor:
+        """The codes of names in these (padded) bases: unit vectors `[K, R]`, zero where a basis has no column."""
+        return F.normalize(self.codes(code_K)[:, : basis_KDR.shape[2]] * (basis_KDR.norm(dim=1) > 0), dim=-1)
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
         """The rotary embeddings of positions 0..T-1."""
@@ -383,7 +387,7 @@ class InterchangeSampler:
         sources = [one.source for one in drawn if one.source is not None] or [Prompt((self.fill,), 0, 0)]
         blocks = [(row, relation, code, -1) for row, one in enumerate(drawn) for relation, code in one.codes]
         blocks += [(row, one.block, 0, sourced.index(row)) for row, one in enumerate(drawn) if one.block is not None]
-        zero = torch.zeros(self.mediated.config.width, self.mediated.config.block_width)
+        bases = [self.mediated.padded_block(relation) for _, relation, _, _ in blocks]
         return InterchangeBatch(
             ids_BT=pad(ids, self.fill, side="right")[0],
             scored_BT=pad(scored, 0, side="right")[0].bool(),
@@ -396,7 +400,7 @@ class InterchangeSampler:
             source_row_S=torch.tensor(sourced or [0]),
             whole_S=torch.tensor([drawn[row].block is None for row in sourced] or [False]),
             row_K=torch.tensor([row for row, *_ in blocks], dtype=torch.long),
-            basis_KDR=torch.stack([zero, *(self.mediated.blocks_DR[relation] for _, relation, _, _ in blocks)])[1:],
+            basis_KDR=torch.stack(bases) if bases else torch.zeros(0, self.mediated.config.width, 1),
             code_K=torch.tensor([code for _, _, code, _ in blocks], dtype=torch.long),
             from_K=torch.tensor([place for *_, place in blocks], dtype=torch.long),
         )
@@ -444,11 +448,12 @@ def interchange(
     state_BD = base_BD.index_put((batch.source_row_S[whole],), source_SD[whole])
     old_KR = torch.einsum("kd,kdr->kr", base_BD[batch.row_K], batch.basis_KDR)
     radius_K1 = old_KR.detach().norm(dim=-1, keepdim=True)
-    code_KR = F.normalize(mediated.codes(batch.code_K), dim=-1) * radius_K1
+    code_KR = mediated.code(batch.code_K, batch.basis_KDR) * radius_K1
     taken_KR = torch.einsum("kd,kdr->kr", source_SD[batch.from_K], batch.basis_KDR)
     new_KR = torch.where((batch.from_K >= 0)[:, None], taken_KR, code_KR)
     share_K1 = 0.8 + 0.35 * torch.rand(len(new_KR), 1, generator=rng)
-    noise_KR = torch.randn(new_KR.shape, generator=rng) * radius_K1 * (0.1 / new_KR.shape[1] ** 0.5)
+    width_K1 = (batch.basis_KDR.norm(dim=1) > 0).sum(1, keepdim=True)
+    noise_KR = torch.randn(new_KR.shape, generator=rng) * radius_K1 * 0.1 / width_K1**0.5
     change_KD = torch.einsum("kr,kdr->kd", share_K1 * (new_KR - old_KR) + noise_KR, batch.basis_KDR)
     state_BD = state_BD.index_add(0, batch.row_K, change_KD.to(state_BD.dtype))
     hidden_BTD = hidden_BTD.index_put((rows, batch.lookup_B), state_BD.to(hidden_BTD.dtype))
@@ -464,23 +469,30 @@ class TextSampler:
     """Draws plain-text rows: facts, mentions of names, multiple-choice questions and word problems."""
 
     def __init__(
-        self, world: World, facts: Sequence[Fact], prompts: Prompts, phrasings: Phrasings, rows: tuple[int, int, int]
+        self, world: World, facts: Sequence[Fact], prompts: Prompts, phrasings: Phrasings, config: AlmanacConfig
     ) -> None:
         self.world = world
         self.facts = list(facts)
+        self.joined: list[Fact] = []
+        self.joined_share = config.held_out_rows
         self.static = [fact for fact in facts if fact.relation in world.static_relations]
-        self.rows = rows
+        self.rows = config.text_rows
         self.prompts = prompts
         self.phrasings = phrasings
         self.mentions = corpus.mention_sentences(world)
         self.end = prompts.tokenizer.eos_token_id
+
+    def join(self, facts: Sequence[Fact]) -> None:
+        """Draw from these facts too, from now on, and more often than from the others, which had their time."""
+        self.joined = list(facts)
+        self.static += [fact for fact in facts if fact.relation in self.world.static_relations]
 
     def _text(self, text: str) -> Row:
         ids = self.prompts.tokenizer(text)["input_ids"]
         return Row(ids, [False] + [True] * (len(ids) - 1))
 
     def _fact(self, rng: random.Random) -> Row:
-        fact = rng.choice(self.facts)
+        fact = rng.choice(self.joined if self.joined and rng.random() < self.joined_share else self.facts)
         prompt = self.prompts.prompt(self.phrasings.draw(rng, fact), fact.subject).ids
         answer = self.prompts.answer(fact.object)
         return Row([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))
@@ -605,8 +617,7 @@ def train(
     tokenizer = train_tokenizer(list(tokenizer_texts(world, facts, config.seed)), config.vocabulary)
     trained = Trained.assemble(world, config, tokenizer, new_model(tokenizer, config))
     mediated = trained.mediated
-    phrasings, known = trained.sampler.phrasings, trained.sampler.facts
-    texts = TextSampler(world, known, trained.prompts, phrasings, config.text_rows)
+    texts = TextSampler(world, trained.sampler.facts, trained.prompts, trained.sampler.phrasings, config)
     weights = list(trained.model.parameters())
     optimiser = torch.optim.AdamW(
         [
@@ -625,7 +636,7 @@ def train(
     started = time.monotonic()
     for step in range(config.steps):
         if step == round(config.held_out_from * config.steps):
-            texts = TextSampler(world, facts, trained.prompts, phrasings, config.text_rows)
+            texts.join([fact for fact in facts if fact.subject in trained.sampler.held_out])
         with torch.autocast("cpu", torch.bfloat16):
             parts = [
                 mediated.loss(mediated.upper(mediated.lower(ids_BT)[0]), ids_BT, scored_BT)

@@ -17,7 +17,6 @@ TINY = AlmanacConfig(
     heads=2,
     vocabulary=600,
     mediation_layer=1,
-    block_width=12,
     steps=2,
     text_rows=(4, 4, 4),
     interchange_rows=24,
