@@ -163,9 +163,8 @@ def _describe(space: Workspace, work: NightWork, run: NightRun, report: EvalRepo
     if ages := retention_groups(report):
         run.figure("retention-by-age", retention_by_age(ages))
     layer = max(state.layers)
-    run.figure(
-        "scope-scores", scope_scores(_scores(space, state, facts, layer), state.layers[layer].alpha, layer=layer)
-    )
+    if scores := _scores(space, state, facts, layer):  # none where the night only takes back
+        run.figure("scope-scores", scope_scores(scores, state.layers[layer].alpha, layer=layer))
 
 
 @torch.inference_mode()

@@ -102,6 +102,17 @@ def test_nights(home, change, feed, first_feed):
     assert len(space.registry.versions()) == 2
 
 
+def test_a_night_may_only_take_back(home, change, feed):
+    space = open_workspace()
+    feed(space, "january", change("Belmont", "Cleo Vance", "2018-01-06"))
+    assert night(NightConfig(as_of=JANUARY)).champion == 1
+    feed(space, "february", change("Belmont", "", "2018-02-01", operation=Operation.RETRACT, target_old="Cleo Vance"))
+    row = night(NightConfig(as_of=FEBRUARY))
+    assert (row.applied, row.retracted, row.champion) == (0, 1, 2)
+    question = ["The mayor of Belmont is"]
+    assert ask(space, question) == ask(space, question, "base")
+
+
 def test_a_failed_gate_leaves_the_champion_where_it_was(home, first_feed, monkeypatch):
     monkeypatch.setenv("ERRATA_GATE__POLICY", '{"floors": {"zsre.unrelated.generated": 0.5}}')
     space = open_workspace()
