@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editing.editors.base import AppliedBatch, FactOutcome, Progress
+from editing.editors.base import AppliedBatch, FactOutcome, Progress, continuation_from
 from editing.editors.coachhook import artifact
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.prompts import Context, Group, make_groups
@@ -106,11 +106,11 @@ class CoachHook:
     ) -> CoachHookState:
         """The state as if these facts had never been applied; an older fact that one superseded holds again.
 
-        The closed-form solves are replayed from the first batch with the targets kept in the state.
-        Only the targets of the retracted facts' own subjects are optimised again, from the batch of
-        the retraction on, since they were made for all facts of the subject together. The result is
-        that of never applying them, to float tolerance, wherever their hook let no token of a later
-        subject's prompts through; where it did, the later targets still hold what it added there.
+        The closed-form solves are replayed from the first batch with the targets kept in the state. A
+        target is optimised again only where it could have come out differently without the retracted
+        facts: for their own subjects, since a target is made for all facts of its subject together,
+        and for prompts in which a hook let a token through, then or in the replay. The result is that
+        of never applying the facts, to float tolerance.
         Raises `StateError` for an id that the state does not hold.
         """
         state.require_base(base)
@@ -125,7 +125,11 @@ class CoachHook:
                 progress("replay", done, len(state.batches))
             reopened |= {fact.key.subject for fact in record.facts if fact.fact_id in gone}
             facts = [fact for fact in record.facts if fact.fact_id not in gone]
-            kept = {target.subject: target for target in record.targets if target.subject not in reopened}
+            kept = {
+                target.subject: target
+                for target in record.targets
+                if target.subject not in reopened and target.untouched
+            }
             if facts:
                 replayed = _extend(base, replayed, facts, kept, progress)
         return replace(replayed, parent=state.digest)
@@ -178,7 +182,7 @@ def _extend(
     kept: Mapping[str, SubjectTarget],
     progress: Progress | None,
 ) -> CoachHookState:
-    """One batch: targets (those of subjects in `kept` as they are), then each layer's solve and threshold."""
+    """One batch: targets (those in `kept` as they are, unless a hook meets them), then each layer's solve and scope."""
     state.require_base(base)
     statistics, config = state.require_statistics(), state.config
     groups = make_groups(base.tokenizer, facts, state.facts, config)
@@ -240,8 +244,12 @@ def _targets(
     kept: Mapping[str, SubjectTarget],
     progress: Progress | None,
 ) -> list[SubjectTarget]:
-    """A target for each group in order: kept from an earlier run, or `z = h + delta` under the present hooks."""
-    new = [group for group in groups if group.subject not in kept]
+    """A target for each group in order: `z = h + delta` under the present hooks, or one kept from an earlier run.
+
+    A kept one stays only where no hook changes what its group asks, as it was when the target was made.
+    """
+    touched = dict(zip((group.subject for group in groups), _touched(base, hooks, groups, config), strict=True))
+    new = [group for group in groups if touched[group.subject] or group.subject not in kept]
     optimised = optimise_targets(base, hooks, new, config, progress)
     made = dict(kept)
     for group, result in zip(new, optimised, strict=True):
@@ -255,8 +263,37 @@ def _targets(
             values=(present_CD + result.delta.to(present_CD.device)).cpu(),
             losses=result.losses,
             converged=result.converged,
+            untouched=not touched[group.subject],
         )
     return [made[group.subject] for group in groups]
+
+
+@torch.no_grad()
+def _touched(base: BaseModel, hooks: Hooks, groups: Sequence[Group], config: CoachHookConfig) -> list[bool]:
+    """For each group, whether the present hooks change any token of the prompts that its target depends on."""
+    asked = [
+        (place, ids, end)
+        for place, group in enumerate(groups)
+        for ids, end in (
+            *((row.ids, row.asked[0]) for row in group.rows),
+            *((column.bare.ids, len(column.bare.ids)) for column in group.columns),
+        )
+    ]
+    asked.sort(key=lambda item: len(item[1]))
+    top = base.blocks[config.layers[-1]]
+    touched = [False] * len(groups)
+    for begin in range(0, len(asked), ROWS_PER_PASS):
+        chunk = asked[begin : begin + ROWS_PER_PASS]
+        ids, mask = pad([ids for _, ids, _ in chunk], padding_id(base.tokenizer), side="right")
+        inputs = {"input_ids": ids.to(base.device), "attention_mask": mask.to(base.device), "use_cache": False}
+        with continuation_from(torch.tensor([end for *_, end in chunk], device=base.device)):
+            edited_BTD = output_of(base.model.base_model, top, **inputs)
+        with hooks.paused():
+            plain_BTD = output_of(base.model.base_model, top, **inputs)
+        moved_B = ((edited_BTD != plain_BTD).any(-1).cpu() & mask.bool()).any(1)
+        for (place, *_), moved in zip(chunk, moved_B.tolist(), strict=True):
+            touched[place] |= moved
+    return touched
 
 
 def _merge(
