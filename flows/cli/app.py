@@ -253,7 +253,7 @@ def ui() -> None:
 def deploy(
     file: Annotated[Path | None, typer.Option(help="What to register; default: deployments/prefect.yaml.")] = None,
 ) -> None:
-    """Register the nightly schedule with the Prefect server that PREFECT_API_URL names.
+    """Register the night, the canary and the other flows with the Prefect server that PREFECT_API_URL names.
 
     Example: `PREFECT_API_URL=http://127.0.0.1:4200/api errata deploy`
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -24,6 +25,7 @@ T = TypeVar("T")
 class Difference:
     """A prompt that is answered otherwise than at registration."""
 
+    suite: str
     prompt: str
     recorded: str
     given: str
@@ -31,15 +33,21 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How many recorded answers could be asked again, and which came out otherwise."""
+    """How many recorded answers of each suite could be asked again, and which came out otherwise."""
 
-    compared: int
+    asked: Mapping[str, int]
     differences: tuple[Difference, ...]
 
     @property
+    def compared(self) -> int:
+        """Answers of all suites."""
+        return sum(self.asked.values())
+
+    @property
     def share(self) -> float:
-        """The share of answers that differ."""
-        return len(self.differences) / self.compared if self.compared else 0.0
+        """The share of answers that differ in the suite where it is highest."""
+        differing = Counter(difference.suite for difference in self.differences)
+        return max((differing[suite] / n for suite, n in self.asked.items()), default=0.0)
 
 
 def record_answers(space: Workspace, digest: str, report: EvalReport) -> None:
@@ -84,8 +92,10 @@ def compare_answers(scorer: Scorer, settings: Settings, recorded: Sequence[Recor
         for row in recorded
         if (outcome := again.get((row.suite, row.item_id))) is not None and outcome.prompt == row.prompt
     ]
-    differences = tuple(Difference(row.prompt, row.answer, answer) for row, answer in pairs if answer != row.answer)
-    return Comparison(len(pairs), differences)
+    differences = tuple(
+        Difference(row.suite, row.prompt, row.answer, answer) for row, answer in pairs if answer != row.answer
+    )
+    return Comparison(Counter(row.suite for row, _ in pairs), differences)
 
 
 def _suite_answers(

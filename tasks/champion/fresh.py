@@ -56,7 +56,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What the fresh process found. `differences` holds prompt, recorded and given answer."""
+    """What the fresh process found. `differences` holds suite, prompt, recorded and given answer."""
 
     version: int
     health: Health
