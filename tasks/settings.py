@@ -130,9 +130,7 @@ class CanarySettings(Section):
     facts: int = Field(24, ge=0, description="Applied facts whose answers are recorded with a version.")
     suite: str = Field("", description="The suite that a sample is taken of; default: the first configured.")
     items: int = Field(48, ge=0, description="Items of that sample, at most.")
-    tolerance: float = Field(
-        0.05, ge=0, lt=1, description="Share of a suite's answers that may differ: machines round."
-    )
+    tolerance: float = Field(0.05, ge=0, lt=1, description="Share of a suite's answers that may differ.")
 
 
 class Settings(BaseSettings):

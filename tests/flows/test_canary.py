@@ -57,11 +57,8 @@ def test_what_a_version_is_found_to_be(two_nights, files_of, tmp_path, monkeypat
     sound = examine(question(space, 2))
     recorded = space.ledger.answers(space.ledger.version(2).state_digest)
     assert {row.suite for row in recorded} == {"facts", "zsre"}
-    assert {row.answer.strip(" .") for row in recorded if row.suite == "facts"} == {
-        "Gia Reed",
-        "Cleo Vance",
-        "Eve Lark",
-    }
+    taught = {row.answer.strip(" .") for row in recorded if row.suite == "facts"}
+    assert taught == {"Gia Reed", "Cleo Vance", "Eve Lark"}
     assert (sound.health, sound.compared, sound.differences) == (Health.SOUND, len(recorded), [])
 
     # Its number and digests are right and its weights are not what was evaluated: the answers show it.
