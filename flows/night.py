@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.canary import check_champion
+from tasks.champion.promotion import decide_promotion
 from tasks.night.edit import edit_step, edited, resume
 from tasks.night.evaluate import check_policy, evaluate_model, judge
 from tasks.night.plan import plan_work
@@ -28,6 +30,7 @@ class NightConfig(BaseModel):
 
     as_of: datetime | None = Field(None, description="Take facts effective by this time; default: now.")
     dry_run: bool = Field(False, description="Do everything except registering, promoting and recording decisions.")
+    only: tuple[str, ...] = Field((), description="Ids of fact changes: what concerns other facts waits. Default: all.")
 
 
 @flow(name="night", description=__doc__, validate_parameters=True)
@@ -40,7 +43,7 @@ def night(config: NightConfig | None = None) -> NightSummary:
         check_policy()
         receive_feed()
         settle_aliases()
-        work = plan_work(as_of, record=not config.dry_run)
+        work = plan_work(as_of, record=not config.dry_run, only=config.only)
         first, candidate = resume(work)
         for position in range(first, len(work.steps)):
             lease.renew()
@@ -54,6 +57,8 @@ def night(config: NightConfig | None = None) -> NightSummary:
         lease.renew()
         judge(work)
         version = None if config.dry_run else publish(work, candidate)
-        summary = close_night(work, version, dry_run=config.dry_run)
-        settle_aliases()
-    return summary
+        promotion = None if version is None else decide_promotion(work, version, while_waiting=lease.renew)
+        lease.renew()
+        summary = close_night(work, version, promotion, dry_run=config.dry_run)
+        serving = settle_aliases()
+    return check_champion(summary) if version is not None and serving == version else summary

@@ -1,4 +1,4 @@
-"""Registers the nightly schedule with a Prefect server: the work pool, and the deployments of `prefect.yaml`."""
+"""Registers flows and schedules with a Prefect server: the work pool, and the deployments of `prefect.yaml`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def deploy_nights(settings: Settings, file: Path = DEPLOYMENTS) -> list[str]:
     _prefect(["work-pool", "create", POOL, "--type", "process", "--overwrite"], environment)
     _prefect(["deploy", "--all", "--prefect-file", str(file)], environment)
     return [
-        f"the night is deployed to {server}",
+        f"the night, the canary, promote, rollback and retract are deployed to {server}",
         f"start a worker:  prefect worker start --pool {POOL}",
         "run one now:     prefect deployment run night/nightly",
     ]

@@ -19,6 +19,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from requests import RequestException
 
 from tasks.errors import TasksError
 from tasks.settings import MLFLOW_PORT
@@ -39,6 +40,14 @@ PARAMS_A_CALL = 100
 
 class RegistryError(TasksError, RuntimeError):
     """A version or alias does not exist, or what the registry gives back is not what was put in."""
+
+
+class RegistryUnreachableError(RegistryError):
+    """MLflow or its artifact store does not answer, which says nothing about any version."""
+
+
+class ArtifactMissingError(RegistryError):
+    """The registry answers, and the files of a version are not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +172,29 @@ class Registry:
         if not target.exists():
             self._cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self._cache, prefix=".part-") as part:
+                place = f"version {version.number} of {self.name!r}"
                 try:
-                    source = self._client.get_model_version_download_uri(self.name, str(version.number))
-                    files = download_artifacts(source, dst_path=part, tracking_uri=self._tracking_uri)
+                    with self.answering():
+                        source = self._client.get_model_version_download_uri(self.name, str(version.number))
+                        files = download_artifacts(source, dst_path=part, tracking_uri=self._tracking_uri)
                 except (MlflowException, OSError) as error:
-                    place = f"version {version.number} of {self.name!r}"
-                    raise RegistryError(f"{place} cannot be fetched from {self._tracking_uri}: {error}") from error
+                    sentence = f"the files of {place} are not at {self._tracking_uri}: {error}"
+                    raise ArtifactMissingError(sentence) from error
                 Path(files).replace(target)
         return target
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Inside it an outage is told apart from an answer: it raises `RegistryUnreachableError`."""
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            if not _is_outage(error):
+                raise
+            raise RegistryUnreachableError(
+                f"the registry at {self._tracking_uri} does not answer ({_first_line(error)}); "
+                "see that MLflow and its artifact store run, then try again"
+            ) from error
 
     def forget(self, version: Version) -> None:
         """Drop the downloaded copy of a version, so that the next `fetch` asks the registry again."""
@@ -243,6 +267,17 @@ class NightRun:
         profile = json.dumps({"num_rows": rows})
         dataset = Dataset(name, digest[:36], "local", json.dumps({"uri": source}), schema, profile)
         self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "feed")])])
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether nobody answered. Only an answer that says so makes something missing."""
+    if isinstance(error, MlflowException):
+        return error.error_code in {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
+    return isinstance(error, RequestException | ConnectionError | TimeoutError)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _version(found: ModelVersion) -> Version:

@@ -6,7 +6,7 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -117,6 +117,20 @@ class GateSettings(Section):
     """The policy that decides promotion: fields of `editing.evals.gate.Policy`."""
 
     policy: dict[str, Any] = Field(default_factory=dict, description="Overrides of the default policy.")
+    approval: Literal["auto", "manual"] = Field(
+        "auto", description="auto: what passes the gate is promoted; manual: a person approves it first."
+    )
+    approval_hours: float = Field(12, gt=0, description="How long a night waits for the person; then it holds.")
+
+
+class CanarySettings(Section):
+    """What the canary asks of the champion, as a fresh process loads it from the registry."""
+
+    after_promotion: bool = Field(True, description="Check after every move of the champion, beside the schedule.")
+    facts: int = Field(24, ge=0, description="Applied facts whose answers are recorded with a version.")
+    suite: str = Field("", description="The suite that a sample is taken of; default: the first configured.")
+    items: int = Field(48, ge=0, description="Items of that sample, at most.")
+    tolerance: float = Field(0.05, ge=0, lt=1, description="Share of a suite's answers that may differ.")
 
 
 class Settings(BaseSettings):
@@ -140,6 +154,7 @@ class Settings(BaseSettings):
     feed: FeedSettings = FeedSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     gate: GateSettings = GateSettings()
+    canary: CanarySettings = CanarySettings()
 
     @classmethod
     def settings_customise_sources(

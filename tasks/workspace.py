@@ -47,12 +47,15 @@ class Workspace:
     @cached_property
     def registry(self) -> Registry:
         """The MLflow registry."""
-        home = self.settings.home
+        return self.open_registry(self.settings.cache / "versions")
+
+    def open_registry(self, cache: Path) -> Registry:
+        """The MLflow registry with downloads of its own in `cache`."""
         return Registry(
             self.settings.tracking_uri,
             name=self.settings.registered_model,
-            artifacts=home / "mlflow" / "artifacts",
-            cache=self.settings.cache / "versions",
+            artifacts=self.settings.home / "mlflow" / "artifacts",
+            cache=cache,
         )
 
     @cached_property

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flows.cli import almanac, bench, feed
+from flows.cli import almanac, bench, champion, facts, feed
 from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, table
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
 
@@ -25,6 +25,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(champion.app)
+app.add_typer(facts.app)
 app.add_typer(feed.app, name="feed")
 app.add_typer(bench.app, name="bench")
 app.add_typer(almanac.app, name="almanac")
@@ -147,18 +149,25 @@ def _close(console: Console, replayed: Sequence[ReplayedNight], told: Sequence[A
 def ask(
     prompt: Annotated[str, typer.Argument(help="A text to go on with.")],
     version: Annotated[str, typer.Option(help="champion, challenger, base, or a version's number.")] = "champion",
+    as_of: Annotated[datetime | None, typer.Option(help="The champion of this moment (UTC) answers.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 24,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the model in force, an earlier version, or the base.
+    """Ask the model in force, an earlier version, the champion of a moment, or the base.
+
+    As of a moment, a night's promotion counts from the time up to which the night took facts.
 
     Example: `errata ask "The capital of Norway is" --version base`
     """
     from tasks.ask import ask as run
     from tasks.workspace import open_workspace
 
-    (answer,) = run(open_workspace(), [prompt], version, max_new_tokens)
-    print_json({"prompt": prompt, "version": version, "answer": answer}) if as_json else out.print(answer, markup=False)
+    if as_of is not None and version != "champion":
+        raise typer.BadParameter(f"--version {version} and --as-of name two versions; give one", param_hint="--as-of")
+    moment = as_of and as_of.replace(tzinfo=UTC)
+    (answer,) = run(open_workspace(), [prompt], version, max_new_tokens, moment)
+    meant = f"champion as of {moment:%Y-%m-%d}" if moment else version
+    print_json({"prompt": prompt, "version": meant, "answer": answer}) if as_json else out.print(answer, markup=False)
 
 
 @app.command()
@@ -244,7 +253,7 @@ def ui() -> None:
 def deploy(
     file: Annotated[Path | None, typer.Option(help="What to register; default: deployments/prefect.yaml.")] = None,
 ) -> None:
-    """Register the nightly schedule with the Prefect server that PREFECT_API_URL names.
+    """Register the night, the canary and the other flows with the Prefect server that PREFECT_API_URL names.
 
     Example: `PREFECT_API_URL=http://127.0.0.1:4200/api errata deploy`
     """

@@ -22,6 +22,7 @@ class EventKind(StrEnum):
     VERIFIED = "verified"
     FORGOTTEN = "forgotten"
     RETRACTED = "retracted"
+    RESTORED = "restored"
     CARRIED_OUT = "carried_out"
     NOTHING_TO_RETRACT = "nothing_to_retract"
     QUARANTINED = "quarantined"
@@ -29,7 +30,7 @@ class EventKind(StrEnum):
     RELEASED = "released"
 
 
-IN_STATE = frozenset({EventKind.APPLIED, EventKind.VERIFIED, EventKind.FORGOTTEN})
+IN_STATE = frozenset({EventKind.APPLIED, EventKind.VERIFIED, EventKind.FORGOTTEN, EventKind.RESTORED})
 """The fact is part of the edit state that the event names."""
 
 PENDING = frozenset({EventKind.RECEIVED, EventKind.RELEASED})
@@ -37,6 +38,9 @@ PENDING = frozenset({EventKind.RECEIVED, EventKind.RELEASED})
 
 STANDING = IN_STATE | PENDING | {EventKind.KNOWN, EventKind.CARRIED_OUT, EventKind.NOTHING_TO_RETRACT}
 """The fact still competes for its key: a later arrival of lower precedence loses to it."""
+
+CONTENDING = STANDING | {EventKind.SUPERSEDED}
+"""The fact can hold once what stands above it is taken back."""
 
 
 class FileOutcome(StrEnum):
@@ -159,6 +163,17 @@ class AliasMove:
     why: str
     report: str | None = None
     at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedAnswer:
+    """What a state answered when it was registered. `suite` is `facts`, or that of an evaluation's item."""
+
+    state_digest: str
+    suite: str
+    item_id: str
+    prompt: str
+    answer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

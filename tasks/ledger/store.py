@@ -22,6 +22,7 @@ from sqlalchemy import (
     insert,
     inspect,
     make_url,
+    null,
     or_,
     select,
     tuple_,
@@ -33,9 +34,9 @@ from tasks.errors import LedgerError
 from tasks.ledger import tables
 from tasks.ledger.leases import Lease, hold_lease
 from tasks.ledger.records import (
+    CONTENDING,
     IN_STATE,
     PENDING,
-    STANDING,
     AliasMove,
     BatchCommit,
     Event,
@@ -44,6 +45,7 @@ from tasks.ledger.records import (
     FileRecord,
     QuarantinedRow,
     ReceivedFact,
+    RecordedAnswer,
     RunPhase,
     RunRecord,
     VersionRecord,
@@ -68,10 +70,24 @@ _ENUMS: dict[type, dict[str, type]] = {
 
 
 class Standing(NamedTuple):
-    """A fact that competes for its key, and its status in the lineage that was asked about."""
+    """A fact that competes for its key, and its status in the lineage that was asked about.
+
+    `beneath`: it was in the state when another superseded it, and is there again when that one goes.
+    """
 
     change: FactChange
     status: EventKind
+    beneath: bool
+
+
+class Sighting(NamedTuple):
+    """A place where a fact was read: the file, its row (None: a repetition), and when it was observed and taken in."""
+
+    file_digest: str
+    file: str
+    row: int | None
+    observed_at: datetime
+    at: datetime
 
 
 def _values(record: _Record) -> dict[str, Any]:
@@ -194,14 +210,15 @@ def _latest(head: str | None, *, state_only: bool = False) -> Subquery:
     of_state = table.c.state_digest.in_(_lineage(head)) if head is not None else table.c.state_digest.in_([])
     counting = of_state if state_only else or_(table.c.state_digest.is_(None), of_state)
     last = select(func.max(table.c.id).label("id")).where(counting).group_by(table.c.fact_id).subquery()
-    return select(table.c.fact_id, table.c.kind).join(last, table.c.id == last.c.id).subquery()
+    return select(table.c.fact_id, table.c.kind, table.c.state_digest).join(last, table.c.id == last.c.id).subquery()
 
 
 def _facts_with_status(head: str | None) -> tuple[Select[Any], Any]:
     latest = _latest(head)
     status = func.coalesce(latest.c.kind, EventKind.RECEIVED.value).label("status")
     joined = tables.facts.outerjoin(latest, tables.facts.c.fact_id == latest.c.fact_id)
-    return select(tables.facts, _newest_observation(), status).select_from(joined), status
+    in_state = latest.c.state_digest.is_not(None).label("of_state")
+    return select(tables.facts, _newest_observation(), status, in_state).select_from(joined), status
 
 
 class Ledger:
@@ -217,7 +234,7 @@ class Ledger:
         self._reader = _engine(url)
         self._writer = self._reader.execution_options(ledger_writes=True)
         found = self._format(self._reader)
-        if found is None:
+        if found is None or not self._complete(self._reader):
             with self._writer.begin() as connection:
                 tables.metadata.create_all(connection)
                 if connection.scalar(_FORMAT) is None:
@@ -226,6 +243,11 @@ class Ledger:
         if found != tables.FORMAT:
             self.close()
             raise LedgerError(f"the ledger has format {found}, this Errata reads {tables.FORMAT}; use the matching one")
+
+    @staticmethod
+    def _complete(engine: Engine) -> bool:
+        with engine.begin() as connection:
+            return inspect(connection).has_table(tables.answers.name)
 
     @staticmethod
     def _format(engine: Engine) -> int | None:
@@ -258,11 +280,17 @@ class Ledger:
             _append(connection, tables.events, list(events))
 
     def record_version(
-        self, version: VersionRecord, applied: Sequence[str] = (), retracted: Sequence[str] = (), by: Sequence[str] = ()
+        self,
+        version: VersionRecord,
+        applied: Sequence[str] = (),
+        retracted: Sequence[str] = (),
+        by: Sequence[str] = (),
+        restored: Sequence[str] = (),
     ) -> bool:
         """Append a version with what its state added to its parent's, as events that count in its lineage.
 
-        `applied` and `retracted` are fact ids; `by` those of the retract changes that were carried out.
+        `applied` and `retracted` are fact ids; `by` those of the retract changes that were carried out;
+        `restored` those of facts that hold again because what superseded them was retracted.
         Facts of the parent that share a key with an applied one become superseded. Recording the same
         version again changes nothing and answers False. Raises `LedgerError` when its number already
         stands for another state, or its parent is no version.
@@ -296,8 +324,10 @@ class Ledger:
 
             events = [event_of(fact_id, EventKind.RETRACTED) for fact_id in retracted]
             events += [event_of(fact_id, EventKind.CARRIED_OUT) for fact_id in by]
+            events += [event_of(fact_id, EventKind.RESTORED) for fact_id in restored]
             replaced = _same_key_in_state(connection, parent, applied)
-            events += [event_of(old, EventKind.SUPERSEDED, by=new) for old, new in replaced]
+            gone = set(retracted)
+            events += [event_of(old, EventKind.SUPERSEDED, by=new) for old, new in replaced if old not in gone]
             events += [event_of(fact_id, EventKind.APPLIED) for fact_id in applied]
             _append(connection, tables.versions, [version])
             _append(connection, tables.events, events)
@@ -317,6 +347,12 @@ class Ledger:
                     f"alias {move.alias!r} stands at {stands}, not at {move.from_version}; read it again and retry"
                 )
             _append(connection, tables.alias_moves, [move])
+
+    def record_answers(self, answers: Sequence[RecordedAnswer]) -> None:
+        """Append what a state answered; a state that has answers keeps those."""
+        with self._writer.begin() as connection:
+            if answers and not _answers(connection, answers[0].state_digest):
+                _append(connection, tables.answers, answers)
 
     def record_commit(self, commit: BatchCommit) -> bool:
         """Append a batch commit; the same again changes nothing and answers False.
@@ -409,6 +445,29 @@ class Ledger:
                     found[row.fact_id] = _change(row)
         return [found[fact_id] for fact_id in fact_ids if fact_id in found]
 
+    def matching(self, prefix: str) -> list[FactChange]:
+        """The fact changes whose ids begin with `prefix`, in order of id."""
+        query = select(tables.facts, _newest_observation()).where(tables.facts.c.fact_id.startswith(prefix))
+        with self._reader.begin() as connection:
+            return [_change(row) for row in connection.execute(query.order_by(tables.facts.c.fact_id))]
+
+    def sightings(self, fact_id: str) -> list[Sighting]:
+        """Where a fact was read, the first time and again, oldest first; empty for an unknown id."""
+        facts, again, files = tables.facts, tables.observations, tables.files
+        first = (
+            select(files.c.digest, files.c.name, facts.c.row, facts.c.observed_at, files.c.at)
+            .join(files, facts.c.file_digest == files.c.digest)
+            .where(facts.c.fact_id == fact_id)
+        )
+        later = (
+            select(files.c.digest, files.c.name, null().label("row"), again.c.observed_at, files.c.at)
+            .join(files, again.c.file_digest == files.c.digest)
+            .where(again.c.fact_id == fact_id)
+            .order_by(again.c.id)
+        )
+        with self._reader.begin() as connection:
+            return [Sighting(*row) for query in (first, later) for row in connection.execute(query)]
+
     def facts_of_subject(self, subject_key: str) -> list[FactChange]:
         """Every fact change about a subject (folded as in `FactKey`), oldest first."""
         query = select(tables.facts, _newest_observation()).where(tables.facts.c.subject_key == subject_key)
@@ -424,15 +483,16 @@ class Ledger:
                 yield _change(row)
 
     def contenders(self, as_of: datetime, state_digest: str | None = None) -> Iterator[Standing]:
-        """Facts effective by `as_of` that stand for a key for which one is pending, ordered by key."""
+        """Facts effective by `as_of` that could hold for a key for which one is pending, ordered by key."""
         query, status = _facts_with_status(state_digest)
         due = tables.facts.c.effective_at <= as_of
         key = (tables.facts.c.subject_key, tables.facts.c.relation_key)
         waiting = query.where(due, status.in_(PENDING)).with_only_columns(*key)
-        query = query.where(due, status.in_(STANDING), tuple_(*key).in_(waiting)).order_by(*key)
+        query = query.where(due, status.in_(CONTENDING), tuple_(*key).in_(waiting)).order_by(*key)
         with self._reader.begin() as connection:
             for row in connection.execute(query.execution_options(yield_per=_LOOKUP)):
-                yield Standing(_change(row), EventKind(row.status))
+                kind = EventKind(row.status)
+                yield Standing(_change(row), kind, kind is EventKind.SUPERSEDED and bool(row.of_state))
 
     def status(self, fact_id: str, state_digest: str | None = None) -> EventKind | None:
         """The last event of a fact that counts in the lineage of `state_digest`; None for an unknown id."""
@@ -491,6 +551,11 @@ class Ledger:
         """The newest version that holds this state."""
         return next((record for record in reversed(self.versions()) if record.state_digest == state_digest), None)
 
+    def answers(self, state_digest: str) -> list[RecordedAnswer]:
+        """What a state answered when it was registered."""
+        with self._reader.begin() as connection:
+            return _answers(connection, state_digest)
+
     def alias_moves(self, alias: str | None = None, until: datetime | None = None) -> list[AliasMove]:
         """Every move of an alias (of all when None), in order; up to and including `until` if given."""
         with self._reader.begin() as connection:
@@ -501,19 +566,24 @@ class Ledger:
         moves = self.alias_moves(alias, at)
         return self._version_named(moves[-1].to_version if moves else None)
 
-    def previous_champion(self, alias: str = "champion") -> VersionRecord | None:
-        """Where a rollback goes: the version that stood before the present one was first promoted.
+    def stood_before(self, alias: str = "champion") -> list[int | None]:
+        """Where a rollback can go, the nearest first; None is the base, where every line of versions began.
 
         A move back to a version that stood before undoes the moves since, so that two rollbacks go
         back two versions.
         """
-        stood: list[int | None] = []
+        stood: list[int | None] = [None]
         for move in self.alias_moves(alias):
             if move.to_version in stood:
                 del stood[stood.index(move.to_version) + 1 :]
             else:
                 stood.append(move.to_version)
-        return self._version_named(stood[-2] if len(stood) > 1 else None)
+        return stood[-2::-1]
+
+    def previous_champion(self, alias: str = "champion") -> VersionRecord | None:
+        """The version that stood before the present one was first promoted; None: the base."""
+        before = self.stood_before(alias)
+        return self._version_named(before[0] if before else None)
 
     def _version_named(self, version: int | None) -> VersionRecord | None:
         return None if version is None else self.version(version)
@@ -535,6 +605,11 @@ class Ledger:
         with self._reader.begin() as connection:
             rows = connection.execute(query).all()
         return [_record(RunRecord, row) for row in rows]
+
+
+def _answers(connection: Connection, state_digest: str) -> list[RecordedAnswer]:
+    query = select(tables.answers).where(tables.answers.c.state_digest == state_digest)
+    return [_record(RecordedAnswer, row) for row in connection.execute(query.order_by("suite", "item_id"))]
 
 
 def _moves(connection: Connection, alias: str | None, until: datetime | None) -> list[AliasMove]:

@@ -151,6 +151,16 @@ alias_moves = Table(
     Column("at", UtcDateTime, nullable=False),
 )
 
+answers = Table(
+    "answers",
+    metadata,
+    Column("state_digest", String(64), primary_key=True),
+    Column("suite", String(64), primary_key=True),
+    Column("item_id", Text, primary_key=True),
+    Column("prompt", Text, nullable=False),
+    Column("answer", Text, nullable=False),
+)
+
 batch_commits = Table(
     "batch_commits",
     metadata,

@@ -87,16 +87,18 @@ class NightWork:
 
 
 @task(name="plan", cache_policy=NO_CACHE)
-def plan_work(as_of: datetime, *, record: bool = True) -> NightWork:
+def plan_work(as_of: datetime, *, record: bool = True, only: Sequence[str] = ()) -> NightWork:
     """Decide what the night does; `record` what is decided without editing: superseded, known, nothing to retract.
 
+    With `only` (ids of fact changes) everything that concerns other subjects and relations waits.
     The plan is on disk before the first record, so that a night killed in between still counts all of them.
     """
     space = open_workspace()
     settings = space.settings.editor
     champion = space.champion
     parent = champion.state_digest if champion else None
-    decided = plan_night(space.ledger, as_of, parent)
+    keys = {change.key for change in space.ledger.facts(only)} if only else None
+    decided = plan_night(space.ledger, as_of, parent, keys)
     known = _already_answered(space, decided.to_apply, parent)
     unknown = [fact for fact in decided.to_apply if fact.fact_id not in known]
     batches = tuple(tuple(fact.fact_id for fact in batch.facts) for batch in make_batches(unknown, settings.batch_size))

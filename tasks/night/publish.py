@@ -17,6 +17,7 @@ from editing.evals.report import EvalReport
 from editing.facts import FactChange, fold
 from editing.tokenisation import encode_prompts
 from tasks.artifacts import show_link, show_markdown
+from tasks.champion.answers import record_answers
 from tasks.faults import checkpoint
 from tasks.feed.schema import SCHEMA
 from tasks.night.edit import applied_facts, refusals
@@ -49,6 +50,7 @@ def publish(work: NightWork, candidate: str) -> int:
         )
     checkpoint("registered")
     _load_back(space, version)
+    record_answers(space, version.digest, report)
     space.registry.tag(version.number, {"errata.verdict": verdict.decision})
     record_version(space, work, version, report, verdict)
     show_markdown("verdict", verdict.to_markdown(), f"The gate's verdict on version {version.number}")

@@ -12,28 +12,34 @@ from prefect.cache_policies import NO_CACHE
 from editing.evals.gate import Decision, Verdict
 from editing.evals.report import EvalReport
 from tasks.artifacts import show_table
+from tasks.champion.moves import BY_NIGHT, adopt_moves_by_hand, moving, point_aliases, record_move, standing
+from tasks.champion.promotion import Promotion, moved_meanwhile
 from tasks.faults import checkpoint
-from tasks.ledger import AliasMove, Event, EventKind, RunPhase, RunRecord, VersionRecord
+from tasks.ledger import Event, EventKind, RunPhase, RunRecord, VersionRecord
 from tasks.night.edit import applied_facts, carried_out, refusals
 from tasks.night.evaluate import answered_facts, report_of, suite_scores, verdict_of
 from tasks.night.plan import NightWork
 from tasks.night.summary import DRY_RUN, KIND, NOTHING, NightSummary, scores_of
-from tasks.registry import CHALLENGER, CHAMPION, RegistryError, Version
+from tasks.registry import CHALLENGER, CHAMPION, Version
 from tasks.workspace import Workspace, open_workspace
 
 SETTLED = "settle aliases"  # the run that carries out what a finished night decided about them
 
 
 @task(name="close", cache_policy=NO_CACHE)
-def close_night(work: NightWork, version: int | None, *, dry_run: bool = False) -> NightSummary:
+def close_night(
+    work: NightWork, version: int | None, promotion: Promotion | None = None, *, dry_run: bool = False
+) -> NightSummary:
     """Write the night's row. In the ledger it is what makes the night final: a promotion follows from it.
+
+    `promotion` says what becomes of a version that the gate has let through; without it the gate decides.
 
     The states between champion and candidate have served their purpose and go.
     """
     space = open_workspace()
     if not dry_run:
         _record_refusals(space, work)
-    summary = _summarise(space, work, version, dry_run=dry_run)
+    summary = _summarise(space, work, version, promotion, dry_run=dry_run)
     if not dry_run:
         now = datetime.now(UTC)
         space.ledger.record_run(
@@ -57,63 +63,30 @@ def settle_aliases() -> int | None:
     over into the ledger and stays where they put it.
     """
     space = open_workspace()
-    for alias in (CHAMPION, CHALLENGER):
-        _adopt_move_by_hand(space, alias)
+    with moving(space), space.registry.answering():
+        adopt_moves_by_hand(space)
+        _carry_out_last_night(space)
+        checkpoint("moved")
+        point_aliases(space)
+    return standing(space)
+
+
+def _carry_out_last_night(space: Workspace) -> None:
     ended = [run for run in space.ledger.runs(KIND) if run.phase is RunPhase.FINISHED and run.detail["version"]]
-    if ended:
-        night, since = NightSummary.from_dict(ended[-1].detail), ended[-1].at
-        if not any(run.run_id == night.key and run.at >= since for run in space.ledger.runs(SETTLED)):
-            promoted = night.verdict == Decision.PROMOTE
-            if promoted:
-                _move(space, CHAMPION, night.version, night)
-            checkpoint("half moved")
-            _move(space, CHALLENGER, None if promoted else night.version, night)
-            space.ledger.record_run(
-                RunRecord(run_id=night.key, kind=SETTLED, phase=RunPhase.FINISHED, at=datetime.now(UTC))
-            )
-    checkpoint("moved")
-    for alias in (CHAMPION, CHALLENGER):
-        space.registry.point(alias, _standing(space, alias))
-    return _standing(space, CHAMPION)
-
-
-def _standing(space: Workspace, alias: str) -> int | None:
-    record = space.ledger.champion(alias=alias)
-    return record.version if record else None
-
-
-def _move(space: Workspace, alias: str, to: int | None, night: NightSummary) -> None:
-    stands = _standing(space, alias)
-    if stands == to:
+    if not ended:
         return
-    why = f"night {night.night}: {night.verdict}"
-    space.ledger.record_alias_move(
-        AliasMove(
-            alias=alias,
-            from_version=stands,
-            to_version=to,
-            who="night",
-            why=why,
-            report=night.key,
-            at=datetime.now(UTC),
-        )
-    )
-
-
-def _adopt_move_by_hand(space: Workspace, alias: str) -> None:
-    moved, to = space.registry.moved_by_hand(alias)
-    stands = _standing(space, alias)
-    if not moved or to == stands:
+    night, since = NightSummary.from_dict(ended[-1].detail), ended[-1].at
+    if any(run.run_id == night.key and run.at >= since for run in space.ledger.runs(SETTLED)):
         return
-    if to is not None and space.ledger.version(to) is None:
-        raise RegistryError(
-            f"alias {alias!r} was moved in MLflow to version {to}, which no night made; point it at one of "
-            f"{[record.version for record in space.ledger.versions()]}"
-        )
-    why = "moved by hand in MLflow"
-    space.ledger.record_alias_move(
-        AliasMove(alias=alias, from_version=stands, to_version=to, who="MLflow", why=why, at=datetime.now(UTC))
-    )
+    why = f"night {night.night}: {night.verdict}{f', {night.decided}' if night.decided else ''}"
+    promoted = night.verdict == Decision.PROMOTE
+    if promoted and standing(space) != night.version and (moved := moved_meanwhile(space, night.version)):
+        promoted, why = False, f"{why}, but {moved}"
+    if promoted:
+        record_move(space, CHAMPION, night.version, who=BY_NIGHT, why=why, report=night.key)
+    checkpoint("half moved")
+    record_move(space, CHALLENGER, None if promoted else night.version, who=BY_NIGHT, why=why, report=night.key)
+    space.ledger.record_run(RunRecord(run_id=night.key, kind=SETTLED, phase=RunPhase.FINISHED, at=datetime.now(UTC)))
 
 
 def record_version(space: Workspace, work: NightWork, version: Version, report: EvalReport, verdict: Verdict) -> None:
@@ -135,6 +108,7 @@ def record_version(space: Workspace, work: NightWork, version: Version, report: 
         applied=applied_facts(space, work),
         retracted=[fact for _, fact in work.retract],
         by=list(dict.fromkeys(change for change, _ in work.retract)),
+        restored=_restored(space, work, version.digest) if work.retract else (),
     )
     checkpoint("version recorded")
     asked = answered_facts(report)
@@ -154,6 +128,12 @@ def record_version(space: Workspace, work: NightWork, version: Version, report: 
     )
 
 
+def _restored(space: Workspace, work: NightWork, digest: str) -> list[str]:
+    """The facts that the candidate holds, the champion did not, and no batch applied: a retraction uncovered them."""
+    known = {fact.fact_id for fact in space.ledger.facts_in_state(work.parent)} | set(applied_facts(space, work))
+    return [fact_id for fact_id in space.state(digest).fact_ids if fact_id not in known]
+
+
 def _record_refusals(space: Workspace, work: NightWork) -> None:
     now = datetime.now(UTC)
     space.ledger.record(
@@ -168,17 +148,21 @@ def _verdicts_on(space: Workspace, fact_id: str) -> list[Event]:
     return [event for event in space.ledger.history(fact_id) if event.kind in kinds]
 
 
-def _summarise(space: Workspace, work: NightWork, version: int | None, *, dry_run: bool) -> NightSummary:
+def _summarise(
+    space: Workspace, work: NightWork, version: int | None, promotion: Promotion | None, *, dry_run: bool
+) -> NightSummary:
     ended = [run for run in space.ledger.runs(KIND) if run.phase is RunPhase.FINISHED]
     since = ended[-1].at if ended else None
     files = [file for file in space.ledger.files() if since is None or file.at > since]
     steps = space.ledger.commits(work.key)
-    row: dict[str, Any] = {"verdict": NOTHING, "suites": {}, "champion": _standing(space, CHAMPION)}
+    row: dict[str, Any] = {"verdict": NOTHING, "suites": {}, "champion": standing(space)}
     if carried_out(space, work):
         report, verdict = report_of(space, work.key, "candidate"), verdict_of(space, work.key)
-        promoted = verdict.decision is Decision.PROMOTE and not dry_run
+        decision = promotion.decision if promotion else verdict.decision
+        promoted = decision is Decision.PROMOTE and not dry_run
         row = {
-            "verdict": f"{DRY_RUN if dry_run else ''}{verdict.decision}",
+            "verdict": f"{DRY_RUN if dry_run else ''}{decision}",
+            "decided": promotion.why if promotion else None,
             "suites": suite_scores(report),
             "champion": version if promoted else row["champion"],
             **scores_of(report),

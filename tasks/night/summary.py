@@ -27,8 +27,9 @@ class NightSummary:
     """One row of the history. `night` is the date up to which facts were taken; scores are shares or None.
 
     `facts` were decided about; of those `refused` belong to batches that the editor refused.
-    `quarantined` rows did not come in since the night before. `champion` is the version that serves
-    after the night (None: the base).
+    `quarantined` rows did not come in since the night before. `decided` says who or what had the last
+    word on a version that the gate let through. `champion` is the version that serves after the night
+    (None: the base).
     """
 
     night: str
@@ -41,6 +42,7 @@ class NightSummary:
     known: int
     superseded: int
     verdict: str
+    decided: str | None = None
     reliability: float | None = None
     generality: float | None = None
     locality: float | None = None

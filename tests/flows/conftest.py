@@ -16,7 +16,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from editing.facts import FactChange, LocalityPrompt
 from editing.tokenisation import lookup_index
+from flows.night import NightConfig, night
+from tasks.feed.schema import write_feed
 from tasks.settings import QUIET
+from tasks.workspace import open_workspace
 
 PLACES = ["Arden", "Belmont", "Corvia", "Dunmore", "Eastvale", "Farholt", "Glenrock", "Harwick", "Istria", "Jorvik"]
 NAMES = ["Ada Moss", "Ben Hale", "Cleo Vance", "Dov Stern", "Eve Lark", "Finn Oake", "Gia Reed", "Hal Birch"]
@@ -60,6 +63,27 @@ def _change(place: str, new: str, day: str, **fields) -> FactChange:
 def change():
     """`change(place, new, day, **fields)`: a fact change of the feed."""
     return _change
+
+
+@pytest.fixture
+def feed():
+    """`feed(space, name, *changes)`: a feed file in the landing zone."""
+
+    def write(space, name: str, *changes: FactChange) -> None:
+        write_feed(changes, space.settings.landing / f"{name}.parquet")
+
+    return write
+
+
+@pytest.fixture
+def two_nights(home, change, feed):
+    """The workspace after two promoted nights: version 1 teaches two mayors, version 2 replaces one and adds one."""
+    space = open_workspace()
+    feed(space, "january", change("Arden", "Hal Birch", "2018-01-05"), change("Belmont", "Cleo Vance", "2018-01-06"))
+    assert night(NightConfig(as_of=datetime(2018, 1, 28, tzinfo=UTC))).champion == 1
+    feed(space, "february", change("Arden", "Gia Reed", "2018-02-05"), change("Corvia", "Eve Lark", "2018-02-07"))
+    assert night(NightConfig(as_of=datetime(2018, 2, 28, tzinfo=UTC))).champion == 2
+    return space
 
 
 @pytest.fixture(scope="session")
@@ -178,6 +202,8 @@ def home(tmp_path, server, tiny_model, suite_files, monkeypatch) -> Path:
         floors = {{ "edits.reliability.generated" = 0.5 }}
         champion_margins = {{ "zsre.question.generated" = 0.9 }}
         base_margins = {{ "zsre.question.generated" = 0.9 }}
+        [canary]
+        after_promotion = false
         """
     )
     monkeypatch.setenv("ERRATA_CONFIG", str(tmp_path / "errata.toml"))

@@ -18,14 +18,19 @@ from tasks.workspace import open_workspace
 SPECIFIED = yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
 
 
-@pytest.mark.parametrize("deployment", SPECIFIED, ids=lambda deployment: deployment["name"])
+@pytest.mark.parametrize("deployment", SPECIFIED, ids=lambda deployment: deployment["entrypoint"])
 def test_every_entrypoint_loads_from_elsewhere(deployment, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flow = load_flow_from_entrypoint(deployment["entrypoint"])
-    assert flow.name == "night"
+    assert flow.name == deployment["entrypoint"].rsplit(".")[-1]
     assert deployment["concurrency_limit"]["limit"] == 1
     assert deployment["work_pool"]["name"] == POOL
-    assert deployment["schedules"][0]["cron"]
+    assert deployment["pull"]
+
+
+def test_the_night_and_the_canary_run_by_themselves():
+    schedules = {item["entrypoint"]: item["schedules"][0]["cron"] for item in SPECIFIED if "schedules" in item}
+    assert schedules == {"flows.night.night": "0 2 * * *", "flows.canary.canary": "30 * * * *"}
 
 
 def test_without_a_server_it_says_so(monkeypatch):

@@ -12,7 +12,6 @@ from editing.facts import Operation
 from flows.night import NightConfig, night
 from tasks.ask import ask
 from tasks.errors import LeaseHeldError
-from tasks.feed.schema import write_feed
 from tasks.night.summary import NOTHING, finished_nights
 from tasks.registry import CHALLENGER, CHAMPION
 from tasks.workspace import Workspace, open_workspace
@@ -24,16 +23,8 @@ CHECKPOINTS = (
     *("edited", "kept", "committed") * 2,
     *("evaluated", "evaluated:2", "judged"),
     *("logged", "registered", "version recorded", "recorded"),
-    *("closed", "half moved", "moved"),
+    *("closed", "move recorded", "half moved", "moved"),
 )
-
-
-@pytest.fixture
-def feed():
-    def write(space: Workspace, name: str, *changes) -> None:
-        write_feed(changes, space.settings.landing / f"{name}.parquet")
-
-    return write
 
 
 @pytest.fixture

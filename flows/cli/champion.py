@@ -1,0 +1,104 @@
+"""Who serves, on the command line: promote, rollback, approve, canary."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.console import err, out, print_json, table
+
+if TYPE_CHECKING:
+    from tasks.champion.change import Change
+
+app = typer.Typer()
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Reason = Annotated[str, typer.Option(help="Why; it goes into the ledger.")]
+SHOWN = 5
+
+
+@app.command()
+def promote(
+    version: Annotated[int, typer.Argument(help="The version's number.")], reason: Reason = "", as_json: AsJson = False
+) -> None:
+    """Put a version into service: after checking that it loads, and with the canary behind it.
+
+    A version that the gate did not let through needs a reason.
+
+    Example: `errata promote 3 --reason "looked at the two lost items, both were wrong before"`
+    """
+    from flows.promotion import promote as run
+
+    _tell(run(version, reason=reason), as_json)
+
+
+@app.command()
+def rollback(
+    to: Annotated[str | None, typer.Option(help="A version's number, or 'base'.")] = None,
+    as_of: Annotated[datetime | None, typer.Option(help="The champion of this moment (UTC).")] = None,
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Go back: to the previous champion, to a version, or to the champion of a moment.
+
+    The facts of the versions left behind are to be applied again, so the next night may bring them
+    back in a new version; what is wrong among them goes with `errata retract`. The very version that
+    was left is not promoted again by a night.
+
+    Example: `errata rollback --reason "answers about teams are off"`
+    """
+    from flows.promotion import rollback as run
+
+    _tell(run(to=to, as_of=as_of, reason=reason), as_json)
+
+
+@app.command()
+def approve(
+    hold: Annotated[bool, typer.Option("--hold", help="Do not promote: the champion stays.")] = False,
+    version: Annotated[int | None, typer.Option(help="Which version, where several wait.")] = None,
+    who: Annotated[str, typer.Option(help="Your name; default: the user.")] = "",
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Answer the night that waits for approval, as `approval = "manual"` under [gate] demands it.
+
+    The same form, with the gate's report above it, is on the flow run's page in Prefect.
+
+    Example: `errata approve --reason "read the report"`
+    """
+    from tasks.champion.approval import Approval, answer
+    from tasks.champion.change import user_name
+
+    form = Approval(decision="hold" if hold else "promote", who=who or user_name(), reason=reason)
+    number = answer(form, version)
+    told = {"version": number, "decision": form.decision, "who": form.who, "reason": form.reason}
+    print_json(told) if as_json else out.print(f"version {number}: {form.sentence}; the night goes on")
+
+
+@app.command()
+def canary(as_json: AsJson = False) -> None:
+    """Check the champion in a fresh process: digest, base, and the answers recorded when it was registered.
+
+    When it is not what was promoted, the last sound champion before it serves again, and the exit code is
+    1. In an outage of MLflow nothing moves, and the exit code is 1 too.
+
+    Example: `errata canary`
+    """
+    from flows.canary import canary as run
+
+    result = run()
+    if as_json:
+        print_json(result.to_dict())
+        return
+    out.print(result.sentence, soft_wrap=True)
+    for finding in result.findings:
+        if finding.differences:
+            err.print(table("Answers that differ, within the tolerance", list(finding.differences)[:SHOWN]))
+
+
+def _tell(change: Change, as_json: bool) -> None:
+    if as_json:
+        print_json({**change.to_dict(), "sentence": change.sentence})
+    else:
+        out.print(change.sentence, soft_wrap=True)
