@@ -114,9 +114,12 @@ class EvaluationSettings(Section):
 
 
 class GateSettings(Section):
-    """The policy that decides promotion: fields of `editing.evals.gate.Policy`."""
+    """The policy that decides promotion (fields of `editing.evals.gate.Policy`), and what a failure may cost."""
 
     policy: dict[str, Any] = Field(default_factory=dict, description="Overrides of the default policy.")
+    culprit_budget: int = Field(
+        60, ge=0, description="Evaluations that a failed gate may spend on finding the facts to blame; 0: it holds."
+    )
 
 
 class Settings(BaseSettings):
