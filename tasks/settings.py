@@ -114,13 +114,16 @@ class EvaluationSettings(Section):
 
 
 class GateSettings(Section):
-    """The policy that decides promotion: fields of `editing.evals.gate.Policy`."""
+    """The policy that decides promotion (fields of `editing.evals.gate.Policy`), and what a failure may cost."""
 
     policy: dict[str, Any] = Field(default_factory=dict, description="Overrides of the default policy.")
     approval: Literal["auto", "manual"] = Field(
         "auto", description="auto: what passes the gate is promoted; manual: a person approves it first."
     )
     approval_hours: float = Field(12, gt=0, description="How long a night waits for the person; then it holds.")
+    culprit_budget: int = Field(
+        60, ge=0, description="Evaluations that a failed gate may spend on finding the facts to blame; 0: it holds."
+    )
 
 
 class CanarySettings(Section):

@@ -16,8 +16,9 @@ Promotion needs every metric to be non-inferior, an intersection-union test, whi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from scipy.optimize import brentq
@@ -30,6 +31,7 @@ BOOTSTRAP_SAMPLES = 4000
 MCNEMAR, BOOTSTRAP = "McNemar exact / Tango score", "paired bootstrap"
 _BOOTSTRAP_CELLS = 4_000_000  # counts held at once while drawing
 _EXAMPLES = 5
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +112,11 @@ def bootstrap(drops: Sequence[float], *, seed: int, samples: int = BOOTSTRAP_SAM
     return np.concatenate([rng.multinomial(n, counts / n, size=size) @ values / n for size in sizes])
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[K, float]) -> dict[K, float]:
     """Adjusted p-values that keep the family-wise error (Holm 1979), in the order given."""
-    adjusted: dict[str, float] = {}
+    adjusted: dict[K, float] = {}
     highest = 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda name: (p_values[name], name))):
+    for rank, name in enumerate(sorted(p_values, key=lambda name: (p_values[name], str(name)))):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
         adjusted[name] = highest
     return {name: adjusted[name] for name in p_values}
@@ -137,6 +139,11 @@ def detectable_drop(n: int, *, alpha: float, power: float, discordance: float) -
     if n < 1 or shortfall(1.0) > 0:
         return 1.0
     return float(brentq(shortfall, 1e-12, 1.0))
+
+
+def detectable_shift(drops: Sequence[float], *, alpha: float, power: float) -> float:
+    """Smallest mean drop that a one-sided paired test finds with `power` when single drops scatter as these do."""
+    return float((norm.ppf(1 - alpha) + norm.ppf(power)) * np.std(drops) / math.sqrt(len(drops)))
 
 
 def items_needed(margin: float, *, alpha: float, power: float, discordance: float) -> int:
@@ -186,8 +193,28 @@ def compare(
 ) -> dict[str, Comparison]:
     """Compare every metric of `margins` (full name to the largest drop that is acceptable), item by item.
 
-    Raises `SuiteError` when a metric is missing from a report or the items differ.
+    `p_inferior` is Holm-adjusted over these metrics. Raises `SuiteError` when a metric is missing
+    from a report or the items differ.
     """
+    return adjust(paired_tests(candidate, reference, margins, alpha=alpha, power=power, seed=seed))
+
+
+def adjust(comparisons: Mapping[K, Comparison]) -> dict[K, Comparison]:
+    """The comparisons, of which all stand or fall together, with `p_inferior` Holm-adjusted."""
+    adjusted = holm({key: comparison.p_inferior for key, comparison in comparisons.items()})
+    return {key: replace(comparison, p_inferior=adjusted[key]) for key, comparison in comparisons.items()}
+
+
+def paired_tests(
+    candidate: EvalReport,
+    reference: EvalReport,
+    margins: Mapping[str, float],
+    *,
+    alpha: float,
+    power: float,
+    seed: int,
+) -> dict[str, Comparison]:
+    """`compare` with each `p_inferior` as its own test gives it."""
     raw: dict[str, Comparison] = {}
     for metric, margin in margins.items():
         require_same_items(candidate, reference, metric)
@@ -206,8 +233,7 @@ def compare(
                 (float(extreme.sum()) + 1) / (len(means) + 1) for extreme in (means <= 0, means >= margin)
             )
             bound = float(np.quantile(means, 1 - alpha))
-            deviation = float(np.std(list(drops.values())))
-            spread = float((norm.ppf(1 - alpha) + norm.ppf(power)) * deviation / math.sqrt(n))
+            spread = detectable_shift(list(drops.values()), alpha=alpha, power=power)
         raw[metric] = Comparison(
             metric=metric,
             test=MCNEMAR if binary else BOOTSTRAP,
@@ -224,5 +250,4 @@ def compare(
             detectable=spread,
             lost_items=tuple(sorted((i for i in drops if drops[i] > 0), key=lambda i: (-drops[i], i))[:_EXAMPLES]),
         )
-    adjusted = holm({metric: comparison.p_inferior for metric, comparison in raw.items()})
-    return {metric: replace(comparison, p_inferior=adjusted[metric]) for metric, comparison in raw.items()}
+    return raw

@@ -21,6 +21,7 @@ from editing.facts import FactChange, Operation, fold, resolve_conflicts
 EDITS_VERSION = "1"
 RELIABILITY, GENERALITY = "reliability", "generality"
 LOCALITY, SAME_SUBJECT_LOCALITY = "locality", "same_subject_locality"
+EDIT_METRICS = (RELIABILITY, GENERALITY, LOCALITY, SAME_SUBJECT_LOCALITY)
 AGE_BUCKETS = (1, 7, 30, 90, 365)  # upper ends in days
 
 AnySuite = TypeVar("AnySuite", bound=Suite)
@@ -129,7 +130,7 @@ def edit_suite(
     applied: Sequence[AppliedFact],
     as_of: date,
     base_scorer: Scorer,
-    metrics: Iterable[str] = (RELIABILITY, GENERALITY, LOCALITY, SAME_SUBJECT_LOCALITY),
+    metrics: Iterable[str] = EDIT_METRICS,
 ) -> ProbeSuite:
     """The suite that scores the facts `scored` on a model that holds `applied` (all nights, tonight included).
 

@@ -1,6 +1,7 @@
 """The gate: floors, and no drop against champion and base that matters. Promote, hold or reject.
 
-- reject: a floor is missed, or a drop beyond its margin is shown (Holm-adjusted over the metrics).
+- reject: a floor is missed, or a drop beyond its margin is shown (Holm-adjusted over all comparisons,
+  against champion and base).
 - hold: nothing is shown to be worse, but some metric is not shown to be within its margin either.
 - promote: every floor is met and every metric is non-inferior.
 
@@ -11,17 +12,25 @@ items cannot detect is an error, not a verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
 from editing.errors import PolicyError
-from editing.evals.compare import Comparison, compare, detectable_drop, items_needed
+from editing.evals.compare import (
+    Comparison,
+    adjust,
+    detectable_drop,
+    detectable_shift,
+    items_needed,
+    paired_tests,
+)
 from editing.evals.report import EvalReport, ItemOutcome
 from editing.evals.suite import Suite
 
 _EXAMPLES = 10
+TABLES = ("floors", "champion_margins", "base_margins")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +73,7 @@ class Policy:
         """
         suites = list(suites)
         sizes = {metric: n for suite in suites for metric, n in suite.metric_sizes().items()}
-        _require_suites([*self.floors, *self.champion_margins, *self.base_margins], {suite.name for suite in suites})
+        _require_suites(self.metrics, {suite.name for suite in suites})
         setting = {"alpha": self.alpha, "power": self.power, "discordance": self.discordance}
         complaints = []
         for metric, margin in _smallest(self.champion_margins, self.base_margins).items():
@@ -78,9 +87,53 @@ class Policy:
         if complaints:
             raise PolicyError("; ".join(complaints))
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Every metric that the policy names, each once."""
+        return tuple(dict.fromkeys([*self.floors, *self.champion_margins, *self.base_margins]))
+
+    def sensitivity(self, suites: Iterable[Suite]) -> list[Sensitivity]:
+        """What drop each metric of these suites can show, as far as it is known before anything is measured.
+
+        A graded metric's drop depends on how its items scatter, which only the night shows.
+        """
+        sizes = {metric: n for suite in suites for metric, n in suite.metric_sizes().items() if n}
+        return [_sensitivity(self, metric, n) for metric, n in sorted(sizes.items())]
+
+    def part(self, metrics: Mapping[str, Collection[str]]) -> Self:
+        """The policy with these metrics of each table alone (`floors`, `champion_margins`, `base_margins`)."""
+
+        def only(table: str) -> dict[str, float]:
+            limits: Mapping[str, float] = getattr(self, table)
+            return {metric: limit for metric, limit in limits.items() if metric in metrics.get(table, ())}
+
+        floors, champion, base = map(only, TABLES)
+        return replace(self, floors=floors, champion_margins=champion, base_margins=base)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `Policy(**content)` is the inverse."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """The smallest drop that the items of a metric can show, and the margin it is held to (None: to none)."""
+
+    metric: str
+    n: int
+    detectable: float
+    margin: float | None
+
+
+def _sensitivity(policy: Policy, metric: str, n: int, drops: Sequence[float] | None = None) -> Sensitivity:
+    """Right/wrong items show a drop by their number, graded ones by how their `drops` scatter."""
+    setting = {"alpha": policy.alpha, "power": policy.power}
+    if drops is None:
+        detectable = detectable_drop(n, **setting, discordance=policy.discordance)
+    else:
+        detectable = detectable_shift(drops, **setting)
+    margin = _smallest(policy.champion_margins, policy.base_margins).get(metric)
+    return Sensitivity(metric=metric, n=n, detectable=detectable, margin=margin)
 
 
 def _smallest(*tables: Mapping[str, float]) -> dict[str, float]:
@@ -145,6 +198,17 @@ class Verdict:
     champion: str | None
     base: str
     policy: Policy
+    sensitivity: tuple[Sensitivity, ...] = ()
+
+    @property
+    def failed(self) -> dict[str, tuple[str, ...]]:
+        """The metrics that stop a promotion, by the policy's table that names them."""
+        alpha = self.policy.alpha
+        return {
+            "floors": tuple(row.metric for row in self.floors if not row.met),
+            "champion_margins": tuple(c.metric for c in self.against_champion if not c.is_non_inferior(alpha)),
+            "base_margins": tuple(c.metric for c in self.against_base if not c.is_non_inferior(alpha)),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` is the inverse."""
@@ -163,6 +227,7 @@ class Verdict:
                 "against_base": tuple(map(_comparison, content["against_base"])),
                 "examples": tuple(ItemOutcome(**row) for row in content["examples"]),
                 "policy": Policy(**content["policy"]),
+                "sensitivity": tuple(Sensitivity(**row) for row in content.get("sensitivity", ())),
             }
         )
 
@@ -182,6 +247,8 @@ class Verdict:
         ):
             if table:
                 lines += [f"## {title}", "", *_comparison_table(table, self.policy.alpha), ""]
+        if self.sensitivity:
+            lines += ["## Smallest drop that each metric can show", "", *_sensitivity_table(self.sensitivity), ""]
         if self.examples:
             lines += ["## Lost", "", "| metric | prompt | expected | got |", "|---|---|---|---|"]
             lines += [f"| {o.name} | {_cell(o.prompt)} | {_cell(o.expected)} | {_cell(o.got)} |" for o in self.examples]
@@ -218,30 +285,28 @@ def _comparison_table(comparisons: Iterable[Comparison], alpha: float) -> list[s
     return lines
 
 
+def _sensitivity_table(rows: Iterable[Sensitivity]) -> list[str]:
+    lines = ["| metric | items | detectable drop | margin |", "|---|--:|--:|--:|"]
+    for row in rows:
+        margin = "none" if row.margin is None else f"{row.margin:g}"
+        lines.append(f"| {row.metric} | {row.n} | {row.detectable:.3f} | {margin} |")
+    return lines
+
+
 def decide(policy: Policy, candidate: EvalReport, champion: EvalReport | None, base: EvalReport) -> Verdict:
     """Judge `candidate` by `policy`; `champion` is None when nothing has been promoted yet.
 
     Deterministic: the same reports give the same verdict. Raises `PolicyError` when the policy
     names a suite that was not evaluated, `SuiteError` when the reports cannot be compared.
     """
-    _require_suites(
-        [*policy.floors, *policy.champion_margins, *policy.base_margins],
-        set(candidate.suites),
-    )
+    _require_suites(policy.metrics, set(candidate.suites))
     floors = []
     for name, floor in policy.floors.items():
         metric = candidate.metrics.get(name)
         floors.append(
             FloorResult(metric=name, floor=floor, value=metric.value if metric else None, n=metric.n if metric else 0)
         )
-    tables = {
-        who: compare(candidate, reference, margins, alpha=policy.alpha, power=policy.power, seed=policy.seed)
-        for who, reference, margins in (
-            ("champion", champion, policy.champion_margins),
-            ("base", base, policy.base_margins),
-        )
-        if reference is not None
-    }
+    tables = _tables(policy, candidate, champion, base)
     rejected = [
         f"{f.metric} is {f.value:.3f} on {f.n} items, below its floor of {f.floor:g}" for f in floors if not f.met
     ]
@@ -272,11 +337,40 @@ def decide(policy: Policy, candidate: EvalReport, champion: EvalReport | None, b
         decision=decision,
         reasons=tuple(reasons + unmeasured),
         floors=tuple(floors),
-        against_champion=tuple(tables.get("champion", {}).values()),
+        against_champion=tuple(tables["champion"].values()),
         against_base=tuple(tables["base"].values()),
         examples=tuple(examples.values())[:_EXAMPLES],
         candidate=candidate.model_digest,
         champion=champion.model_digest if champion else None,
         base=base.model_digest,
         policy=policy,
+        sensitivity=tuple(_sensitivities(policy, candidate, base if champion is None else champion)),
     )
+
+
+def _tables(
+    policy: Policy, candidate: EvalReport, champion: EvalReport | None, base: EvalReport
+) -> dict[str, dict[str, Comparison]]:
+    """The comparisons against each reference, by metric; one family for Holm's adjustment."""
+    references = {"champion": (champion, policy.champion_margins), "base": (base, policy.base_margins)}
+    setting = {"alpha": policy.alpha, "power": policy.power}
+    tests = {
+        (who, metric): test
+        for who, (reference, margins) in references.items()
+        if reference is not None
+        for metric, test in paired_tests(candidate, reference, margins, **setting, seed=policy.seed).items()
+    }
+    tables: dict[str, dict[str, Comparison]] = {who: {} for who in references}
+    for (who, metric), comparison in adjust(tests).items():
+        tables[who][metric] = comparison
+    return tables
+
+
+def _sensitivities(policy: Policy, candidate: EvalReport, reference: EvalReport) -> Iterator[Sensitivity]:
+    for name, metric in candidate.metrics.items():
+        if metric.binary:
+            yield _sensitivity(policy, name, metric.n)
+            continue
+        ours, theirs = candidate.items(name), reference.by_metric.get(name, {})
+        if ours.keys() == theirs.keys():
+            yield _sensitivity(policy, name, metric.n, [theirs[item].score - ours[item].score for item in ours])

@@ -1,4 +1,4 @@
-"""The commands that every day needs: init, night, replay, ask, status, history, stats, ui, deploy."""
+"""The commands that every day needs: init, night, replay, ask, status, history, report, stats, ui, deploy."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ NIGHT_COLUMNS = {
     "facts": "facts\nin",
     "quarantined": "quaran-\ntined",
     "applied": "app-\nlied",
+    "blamed": "bla-\nmed",
     "reliability": "relia-\nbility",
     "generality": "gener-\nality",
     "locality": "loca-\nlity",
@@ -219,6 +220,24 @@ def history(
 
 
 @app.command()
+def report(
+    night: Annotated[str, typer.Argument(help="A night's date or key; default: the last one with a verdict.")] = "last",
+    open_it: Annotated[bool, typer.Option("--open", help="Also open it in the browser.")] = False,
+) -> None:
+    """The path of a night's report: what changed, what failed and by how much, who is to blame.
+
+    Example: `errata report 2018-02-28 --open`
+    """
+    from tasks.report.find import find_report
+    from tasks.workspace import open_workspace
+
+    path = find_report(open_workspace(), night)
+    out.print(str(path), soft_wrap=True, markup=False)
+    if open_it and typer.launch(path.as_uri()):
+        raise SettingsError(f"no browser could be started; open {path} in one")
+
+
+@app.command()
 def stats(as_json: AsJson = False) -> None:
     """Compute the base's second-moment statistics now, so that the first night need not.
 
@@ -273,12 +292,14 @@ def _version(found: dict | None) -> str:
 
 
 def _told(summary: dict) -> str:
+    left_out = "".join(f", {summary[kind]} {kind}" for kind in ("blamed", "postponed") if summary.get(kind))
     if not summary["applied"] and not summary["retracted"]:
         return f"{summary['facts']} changes, nothing to edit"
     if summary["champion"] == summary["version"]:
-        return f"{summary['applied']} facts applied, promoted as version {summary['version']}"
+        return f"{summary['applied']} facts applied{left_out}, promoted as version {summary['version']}"
     serving = f"version {summary['champion']}" if summary["champion"] else "the base"
-    return f"{summary['applied']} facts edited, {summary['verdict']}: {serving} goes on, they wait for the next night"
+    edited = f"{summary['applied']} facts edited{left_out}"
+    return f"{edited}, {summary['verdict']}: {serving} goes on, they wait for the next night"
 
 
 def _doubt(right: bool, truth: str) -> str:

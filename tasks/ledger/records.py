@@ -27,13 +27,14 @@ class EventKind(StrEnum):
     NOTHING_TO_RETRACT = "nothing_to_retract"
     QUARANTINED = "quarantined"
     REFUSED = "refused"
+    POSTPONED = "postponed"
     RELEASED = "released"
 
 
 IN_STATE = frozenset({EventKind.APPLIED, EventKind.VERIFIED, EventKind.FORGOTTEN, EventKind.RESTORED})
 """The fact is part of the edit state that the event names."""
 
-PENDING = frozenset({EventKind.RECEIVED, EventKind.RELEASED})
+PENDING = frozenset({EventKind.RECEIVED, EventKind.RELEASED, EventKind.POSTPONED})
 """The next night must deal with the fact."""
 
 STANDING = IN_STATE | PENDING | {EventKind.KNOWN, EventKind.CARRIED_OUT, EventKind.NOTHING_TO_RETRACT}

@@ -375,9 +375,10 @@ class Ledger:
                 )
             return False
 
-    def record_run(self, run: RunRecord) -> None:
-        """Append a moment of a run."""
+    def record_run(self, run: RunRecord, events: Iterable[Event] = ()) -> None:
+        """Append a moment of a run, and with it, all or nothing, the events that it decided."""
         with self._writer.begin() as connection:
+            _append(connection, tables.events, list(events))
             _append(connection, tables.runs, [run])
 
     @contextmanager
@@ -500,6 +501,19 @@ class Ledger:
         with self._reader.begin() as connection:
             row = connection.execute(query.where(tables.facts.c.fact_id == fact_id)).one_or_none()
         return None if row is None else EventKind(row.status)
+
+    def superseded_by(self, fact_id: str) -> list[str]:
+        """Ids of the pending facts that lost their key to this one before anything was edited."""
+        winner = self.fact(fact_id)
+        if winner is None:
+            return []
+        rivals = (other for other in self.facts_of_subject(winner.key.subject) if other.key == winner.key)
+        last = {rival.fact_id: self.history(rival.fact_id)[-1] for rival in rivals}
+        return [
+            rival
+            for rival, event in last.items()
+            if event.kind is EventKind.SUPERSEDED and event.state_digest is None and event.detail.get("by") == fact_id
+        ]
 
     def facts_in_state(self, state_digest: str | None) -> list[FactChange]:
         """The facts that are part of a version's state, oldest effective date first."""

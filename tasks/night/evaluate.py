@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from typing import Final, Literal
 
@@ -10,13 +11,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from editing.errors import SuiteError
-from editing.evals.edits import EDITS_VERSION, RELIABILITY, AppliedFact, edit_suite
+from editing.evals.edits import EDIT_METRICS, EDITS_VERSION, RELIABILITY, AppliedFact, edit_suite
 from editing.evals.gate import Decision, Policy, Verdict, decide
 from editing.evals.probes import GENERATED, ProbeSuite
 from editing.evals.report import EvalReport
 from editing.evals.scorer import Scorer
 from editing.evals.suite import Suite, evaluate
+from editing.facts import FactChange
 from editing.storage import read_json, write_json
+from tasks.artifacts import show_table
 from tasks.faults import checkpoint
 from tasks.ledger import EventKind
 from tasks.night.edit import applied_facts
@@ -45,7 +48,10 @@ def check_policy() -> None:
     space = open_workspace()
     suites = configured_suites(space.settings)
     edits = [ProbeSuite(name=name, version=EDITS_VERSION, items=()) for name in (EDITS, RETENTION)]
-    policy_of(space, suites).check([*suites, *edits])
+    policy = policy_of(space, suites)
+    policy.check([*suites, *edits])
+    rows = [asdict(row) for row in policy.sensitivity(suites)]
+    show_table("detectable-drops", rows, "The smallest drop that tonight's items can show, by metric")
 
 
 @task(name="evaluate", task_run_name="evaluate {who}", cache_policy=NO_CACHE)
@@ -98,16 +104,29 @@ def policy_of(space: Workspace, suites: list[Suite]) -> Policy:
 
 def _tonights_suites(space: Workspace, work: NightWork, base_scorer: Scorer) -> Iterator[Suite]:
     """Tonight's edits, a sample of earlier nights', and the configured suites."""
+    yield from edit_suites(space, work, space.ledger.facts(applied_facts(space, work)), base_scorer)
+    yield from configured_suites(space.settings)
+
+
+def edit_suites(
+    space: Workspace,
+    work: NightWork,
+    tonight: Sequence[FactChange],
+    base_scorer: Scorer,
+    metrics: Iterable[str] = EDIT_METRICS,
+) -> tuple[ProbeSuite, ProbeSuite]:
+    """The suites of tonight's edits, the facts `tonight` in the state, and of a sample of earlier nights'."""
     as_of = work.time.date()
-    tonight = [AppliedFact(fact, as_of) for fact in space.ledger.facts(applied_facts(space, work))]
+    new = [AppliedFact(fact, as_of) for fact in tonight]
     gone = {fact for _, fact in work.retract}
     earlier = [item for item in _applied_before(space, work.parent) if item.fact.fact_id not in gone]
-    applied = [*earlier, *tonight]
     sample = sorted(earlier, key=lambda item: sha256(item.fact.fact_id.encode()).digest())
     sample = sample[: space.settings.evaluation.retention]
-    yield edit_suite(EDITS, tonight, applied=applied, as_of=as_of, base_scorer=base_scorer)
-    yield edit_suite(RETENTION, sample, applied=applied, as_of=as_of, base_scorer=base_scorer, metrics=[RELIABILITY])
-    yield from configured_suites(space.settings)
+    applied = [*earlier, *new]
+    return (
+        edit_suite(EDITS, new, applied=applied, as_of=as_of, base_scorer=base_scorer, metrics=metrics),
+        edit_suite(RETENTION, sample, applied=applied, as_of=as_of, base_scorer=base_scorer, metrics=[RELIABILITY]),
+    )
 
 
 def _applied_before(space: Workspace, parent: str | None) -> Iterator[AppliedFact]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -32,7 +32,7 @@ class Step:
     @property
     def step_id(self) -> str:
         """SHA-256 (first 16 hex digits) of what is done."""
-        return hashlib.sha256(canonical_json([self.retracts, self.fact_ids]).encode()).hexdigest()[:16]
+        return _key([self.retracts, self.fact_ids])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,8 @@ class NightWork:
 
     A killed night that is started again finds its own batches under that key. `parent` is the
     champion's state (None: the base); `retract` pairs a retract change with the fact it takes back.
+    Where the gate failed and a part of the facts stays out, `left_out` names them and `origin` is the
+    key of the night as it was planned.
     """
 
     key: str
@@ -52,6 +54,8 @@ class NightWork:
     known: tuple[str, ...]
     superseded: int
     nothing_to_retract: int
+    origin: str | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def facts(self) -> list[str]:
@@ -67,12 +71,22 @@ class NightWork:
     @property
     def considered(self) -> int:
         """Fact changes that this night decided about."""
-        return len(self.facts) + len(self.retract) + len(self.known) + self.superseded + self.nothing_to_retract
+        edited = len(self.facts) + len(self.left_out) + len(self.retract)
+        return edited + len(self.known) + self.superseded + self.nothing_to_retract
 
     @property
     def time(self) -> datetime:
         """The time up to which facts are taken."""
         return datetime.fromisoformat(self.as_of)
+
+    def only(self, fact_ids: Collection[str]) -> Self:
+        """The same night with these of its facts alone, in the same order, under a key of its own."""
+        chosen = frozenset(fact_ids)
+        batches = tuple(tuple(fact for fact in batch if fact in chosen) for batch in self.batches)
+        batches = tuple(batch for batch in batches if batch)
+        left_out = (*self.left_out, *(fact for fact in self.facts if fact not in chosen))
+        origin = self.origin or self.key
+        return replace(self, key=_key([origin, batches]), batches=batches, origin=origin, left_out=left_out)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` is the inverse."""
@@ -83,7 +97,12 @@ class NightWork:
         """The work that `to_dict` wrote."""
         batches = tuple(tuple(batch) for batch in content["batches"])
         retract = tuple((by, fact) for by, fact in content["retract"])
-        return cls(**{**content, "batches": batches, "retract": retract, "known": tuple(content["known"])})
+        names = {name: tuple(content.get(name, ())) for name in ("known", "left_out")}
+        return cls(**{**content, **names, "batches": batches, "retract": retract})
+
+
+def _key(identity: Any) -> str:
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
 
 
 @task(name="plan", cache_policy=NO_CACHE)
@@ -103,9 +122,8 @@ def plan_work(as_of: datetime, *, record: bool = True, only: Sequence[str] = ())
     unknown = [fact for fact in decided.to_apply if fact.fact_id not in known]
     batches = tuple(tuple(fact.fact_id for fact in batch.facts) for batch in make_batches(unknown, settings.batch_size))
     retract = tuple((item.change.fact_id, item.fact.fact_id) for item in decided.retract)
-    identity = canonical_json([parent, space.base.fingerprint, settings.method, settings.options, batches, retract])
     work = NightWork(
-        key=hashlib.sha256(identity.encode()).hexdigest()[:16],
+        key=_key([parent, space.base.fingerprint, settings.method, settings.options, batches, retract]),
         as_of=as_of.isoformat(),
         method=settings.method,
         parent=parent,

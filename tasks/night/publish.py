@@ -16,7 +16,7 @@ from editing.evals.gate import Verdict
 from editing.evals.report import EvalReport
 from editing.facts import FactChange, fold
 from editing.tokenisation import encode_prompts
-from tasks.artifacts import show_link, show_markdown
+from tasks.artifacts import show_link
 from tasks.champion.answers import record_answers
 from tasks.faults import checkpoint
 from tasks.feed.schema import SCHEMA
@@ -27,11 +27,13 @@ from tasks.night.record import record_version
 from tasks.night.summary import finished_nights, scores_of
 from tasks.plots import retention_by_age, scope_scores, success_by_night
 from tasks.registry import NightRun, Version
+from tasks.report.content import report_path
 from tasks.workspace import Workspace, open_workspace
 
 PROBES = 8
 PROBE_TOLERANCE = 1e-4
 TAG_LIMIT = 50_000
+REPORT = "report.html"
 
 
 @task(name="publish", retries=2, retry_delay_seconds=5, cache_policy=NO_CACHE)
@@ -53,8 +55,8 @@ def publish(work: NightWork, candidate: str) -> int:
     record_answers(space, version.digest, report)
     space.registry.tag(version.number, {"errata.verdict": verdict.decision})
     record_version(space, work, version, report, verdict)
-    show_markdown("verdict", verdict.to_markdown(), f"The gate's verdict on version {version.number}")
     show_link("mlflow-run", run.url, "MLflow run", "Parameters, metrics, tables, plots")
+    show_link("report", f"{run.url}/artifacts/{REPORT}", "Report", f"The verdict on version {version.number}, one page")
     checkpoint("recorded")
     return version.number
 
@@ -132,7 +134,7 @@ def _describe(space: Workspace, work: NightWork, run: NightRun, report: EvalRepo
         "retracted": len(work.retract),
         "known": len(work.known),
     }
-    counts |= {"superseded": work.superseded, "batches": len(work.batches)}
+    counts |= {"superseded": work.superseded, "batches": len(work.batches), "left_out": len(work.left_out)}
     measured = {f"{who}/{name}": value for who, item in reports.items() for name, value in item.scalars().items()}
     health = {f"state/{name}": value for name, value in state.describe().items() if isinstance(value, (int, float))}
     numbers = {f"night/{name}": value for name, value in counts.items()} | measured | health
@@ -159,6 +161,7 @@ def _describe(space: Workspace, work: NightWork, run: NightRun, report: EvalRepo
     comparisons = {"champion": verdict.against_champion, "base": verdict.against_base}
     run.table("comparisons", [{"against": who, **asdict(row)} for who, rows in comparisons.items() for row in rows])
     run.text("verdict.md", verdict.to_markdown())
+    run.text(REPORT, report_path(space, work.key).read_text(encoding="utf-8"))
     earlier = [row.to_dict() for row in finished_nights(space.ledger) if row.version is not None]
     tonight = {"night": f"{work.time:%Y-%m-%d}", **scores_of(report)}
     run.figure("success-by-night", success_by_night([*earlier, tonight]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from tasks.champion.moves import BY_NIGHT, adopt_moves_by_hand, moving, point_al
 from tasks.champion.promotion import Promotion, moved_meanwhile
 from tasks.faults import checkpoint
 from tasks.ledger import Event, EventKind, RunPhase, RunRecord, VersionRecord
+from tasks.night.culprits import search_of
 from tasks.night.edit import applied_facts, carried_out, refusals
 from tasks.night.evaluate import answered_facts, report_of, suite_scores, verdict_of
 from tasks.night.plan import NightWork
@@ -37,15 +38,14 @@ def close_night(
     The states between champion and candidate have served their purpose and go.
     """
     space = open_workspace()
-    if not dry_run:
-        _record_refusals(space, work)
     summary = _summarise(space, work, version, promotion, dry_run=dry_run)
     if not dry_run:
         now = datetime.now(UTC)
         space.ledger.record_run(
             RunRecord(
                 run_id=work.key, kind=KIND, phase=RunPhase.FINISHED, as_of=work.time, detail=summary.to_dict(), at=now
-            )
+            ),
+            [*_refused(space, work, now), *_left_out(space, work, now)],
         )
     show_table("night", [{name: _shown(value) for name, value in summary.to_dict().items()}], "The night in one row")
     checkpoint("closed")
@@ -134,13 +134,31 @@ def _restored(space: Workspace, work: NightWork, digest: str) -> list[str]:
     return [fact_id for fact_id in space.state(digest).fact_ids if fact_id not in known]
 
 
-def _record_refusals(space: Workspace, work: NightWork) -> None:
-    now = datetime.now(UTC)
-    space.ledger.record(
-        Event(fact_id=fact_id, kind=EventKind.REFUSED, at=now, run_id=work.key, detail={"why": why})
-        for fact_id, why in refusals(space, work).items()
-        if space.ledger.status(fact_id) is not EventKind.REFUSED
-    )
+def _refused(space: Workspace, work: NightWork, at: datetime) -> Iterator[Event]:
+    for fact_id, why in refusals(space, work).items():
+        yield Event(fact_id=fact_id, kind=EventKind.REFUSED, at=at, run_id=work.key, detail={"why": why})
+
+
+def _left_out(space: Workspace, work: NightWork, at: datetime) -> Iterator[Event]:
+    """The facts that the gate quarantines, with its evidence, those that wait, and those that come back.
+
+    A fact that lost its key tonight to one in quarantine is to be decided about again.
+    """
+    search = search_of(space, work.key)
+    if search is None:
+        return
+
+    def event(fact_id: str, kind: EventKind, why: str, **detail: Any) -> Event:
+        told = {"why": why, "report": work.key, **detail}
+        return Event(fact_id=fact_id, kind=kind, at=at, run_id=work.key, detail=told)
+
+    for blamed in search.blamed:
+        partners = list(blamed.partners)
+        yield event(blamed.fact_id, EventKind.QUARANTINED, blamed.why, cause=blamed.cause, partners=partners)
+        for loser in space.ledger.superseded_by(blamed.fact_id):
+            yield event(loser, EventKind.RELEASED, f"{blamed.fact_id}, to which it had lost, is in quarantine")
+    for fact_id in search.postponed:
+        yield event(fact_id, EventKind.POSTPONED, "too many at once: the gate passes alone, not with all the others")
 
 
 def _verdicts_on(space: Workspace, fact_id: str) -> list[Event]:
@@ -155,6 +173,7 @@ def _summarise(
     since = ended[-1].at if ended else None
     files = [file for file in space.ledger.files() if since is None or file.at > since]
     steps = space.ledger.commits(work.key)
+    search = search_of(space, work.key)
     row: dict[str, Any] = {"verdict": NOTHING, "suites": {}, "champion": standing(space)}
     if carried_out(space, work):
         report, verdict = report_of(space, work.key, "candidate"), verdict_of(space, work.key)
@@ -174,6 +193,8 @@ def _summarise(
         quarantined=sum(file.quarantined for file in files),
         applied=len(applied_facts(space, work)),
         refused=len(refusals(space, work)),
+        blamed=len(search.blamed) if search else 0,
+        postponed=len(search.postponed) if search else 0,
         retracted=len(work.retract),
         known=len(work.known),
         superseded=work.superseded,

@@ -26,7 +26,8 @@ SCORES = {
 class NightSummary:
     """One row of the history. `night` is the date up to which facts were taken; scores are shares or None.
 
-    `facts` were decided about; of those `refused` belong to batches that the editor refused.
+    `facts` were decided about; of those `refused` belong to batches that the editor refused, `blamed` were
+    quarantined because the gate failed by them, and `postponed` wait because they were too many at once.
     `quarantined` rows did not come in since the night before. `decided` says who or what had the last
     word on a version that the gate let through. `champion` is the version that serves after the night
     (None: the base).
@@ -51,6 +52,8 @@ class NightSummary:
     suites: Mapping[str, float]
     version: int | None = None
     champion: int | None = None
+    blamed: int = 0
+    postponed: int = 0
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
