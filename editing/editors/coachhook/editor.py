@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editing.editors.base import AppliedBatch, Candidate, Explanation, FactOutcome, HookedToken, Progress
+from editing.editors.base import AppliedBatch, Candidate, Explanation, FactOutcome, GateScores, HookedToken, Progress
 from editing.editors.coachhook import artifact
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.prompts import Context, Group, make_groups
@@ -32,7 +32,7 @@ from editing.editors.coachhook.scope import (
 from editing.editors.coachhook.solve import solve_update
 from editing.editors.coachhook.state import METHOD, BatchRecord, CoachHookState, LayerState, SubjectTarget
 from editing.editors.coachhook.targets import optimise_targets
-from editing.errors import EditRefusedError, StateError
+from editing.errors import ConfigError, EditRefusedError, StateError
 from editing.facts import EditBatch, FactChange
 from editing.models import BaseModel
 from editing.models.trace import inputs_of, output_of
@@ -46,10 +46,14 @@ class CoachHook:
     """The editor; see `editing.editors.base.Editor` for what each verb promises."""
 
     method = METHOD
+    parts: tuple[str, ...] = ()
 
     def statistics_layers(self, config: CoachHookConfig | Mapping[str, Any]) -> tuple[int, ...]:
-        """The edited layers."""
-        return (config if isinstance(config, CoachHookConfig) else CoachHookConfig.from_dict(config)).layers
+        """The edited layers. Raises `ConfigError` when the config names none."""
+        layers = config.layers if isinstance(config, CoachHookConfig) else config.get("layers")
+        if not layers:
+            raise ConfigError("no layers to edit are known; set layers in the options of coachhook")
+        return tuple(layers)
 
     def start(
         self, base: BaseModel, config: CoachHookConfig | Mapping[str, Any], statistics: SecondMoments | None
@@ -145,6 +149,11 @@ class CoachHook:
         state.require_base(base)
         return Hooks(base, state.layers, state.config, decisions)
 
+    def hooks(self, base: BaseModel, state: CoachHookState) -> Hooks:
+        """The hooks alone, for an attachment that has claimed the model for more than them."""
+        state.require_base(base)
+        return Hooks(base, state.layers, state.config, within=True)
+
     @torch.no_grad()
     def explain(self, base: BaseModel, state: CoachHookState, prompt: str) -> Explanation:
         """Every token of `prompt` at every edited layer with its score, and the facts whose subject it names."""
@@ -176,6 +185,27 @@ class CoachHook:
             candidates=candidates,
             tokens=tokens,
         )
+
+    @torch.inference_mode()
+    def gate_scores(
+        self, base: BaseModel, state: CoachHookState, prompts: Sequence[str], batch_size: int
+    ) -> tuple[GateScores, ...]:
+        """The highest score of each prompt's tokens at the last edited layer; none where every token takes the hook."""
+        layer = state.config.layers[-1]
+        highest: list[float] = []
+        for start in range(0, len(prompts), batch_size):
+            inputs = encode_prompts(base.tokenizer, prompts[start : start + batch_size]).to(base.device)
+            decisions: list[ScopeDecision] = []
+            with self.attach(base, state, decisions=decisions):
+                base.model(**inputs)
+            padding = ~inputs["attention_mask"].bool()
+            for decision in decisions:
+                if decision.layer == layer:
+                    highest += decision.scores.masked_fill(padding, float("-inf")).amax(1).tolist()
+        if not highest:
+            return ()
+        title = f"Scope scores at layer {layer}"
+        return (GateScores("scope-scores", title, tuple(highest), state.layers[layer].alpha),)
 
     def save(self, state: CoachHookState, folder: Path) -> str:
         """Write `state.json`, `state.safetensors` and a README; returns the digest."""
