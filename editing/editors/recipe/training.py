@@ -160,7 +160,7 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.encoder.train()
-        with torch.random.fork_rng():
+        with torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(config.seed * 1_000_003 + self.step)
             with torch.autocast(self.base.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 terms = joint_losses(self.base, self.encoder, batch, config)
