@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editing.editors.base import AppliedBatch, FactOutcome, Progress, continuation_from
+from editing.editors.base import AppliedBatch, Explanation, FactOutcome, GateScores, Progress, continuation_from
 from editing.editors.coachhook import artifact
 from editing.editors.coachhook.config import CoachHookConfig
+from editing.editors.coachhook.explain import explain, gate_scores
 from editing.editors.coachhook.prompts import Context, Group, make_groups
 from editing.editors.coachhook.scope import (
     Hooks,
@@ -32,7 +33,7 @@ from editing.editors.coachhook.scope import (
 from editing.editors.coachhook.solve import solve_update
 from editing.editors.coachhook.state import METHOD, BatchRecord, CoachHookState, LayerState, SubjectTarget
 from editing.editors.coachhook.targets import optimise_targets
-from editing.errors import EditRefusedError, StateError
+from editing.errors import ConfigError, EditRefusedError, StateError
 from editing.facts import EditBatch, FactChange
 from editing.models import BaseModel
 from editing.models.trace import inputs_of, output_of
@@ -46,6 +47,14 @@ class CoachHook:
     """The editor; see `editing.editors.base.Editor` for what each verb promises."""
 
     method = METHOD
+    parts: tuple[str, ...] = ()
+
+    def statistics_layers(self, config: CoachHookConfig | Mapping[str, Any]) -> tuple[int, ...]:
+        """The edited layers. Raises `ConfigError` when the config names none."""
+        layers = config.layers if isinstance(config, CoachHookConfig) else config.get("layers")
+        if not layers:
+            raise ConfigError("no layers to edit are known; set layers in the options of coachhook")
+        return tuple(layers)
 
     def start(
         self, base: BaseModel, config: CoachHookConfig | Mapping[str, Any], statistics: SecondMoments | None
@@ -144,6 +153,21 @@ class CoachHook:
         """
         state.require_base(base)
         return Hooks(base, state.layers, state.config, decisions)
+
+    def hooks(self, base: BaseModel, state: CoachHookState) -> Hooks:
+        """The hooks alone, for an attachment that has claimed the model for more than them."""
+        state.require_base(base)
+        return Hooks(base, state.layers, state.config, within=True)
+
+    def explain(self, base: BaseModel, state: CoachHookState, prompt: str) -> Explanation:
+        """Every token of `prompt` at every edited layer with its score, and the facts whose subject it names."""
+        return explain(base, state, prompt)
+
+    def gate_scores(
+        self, base: BaseModel, state: CoachHookState, prompts: Sequence[str], batch_size: int
+    ) -> tuple[GateScores, ...]:
+        """The highest score of each prompt's tokens at the last edited layer; none where every token takes the hook."""
+        return gate_scores(base, state, prompts, batch_size)
 
     def save(self, state: CoachHookState, folder: Path) -> str:
         """Write `state.json`, `state.safetensors` and a README; returns the digest."""
