@@ -1,0 +1,208 @@
+"""The settings of RECIPE: of its encoder, of the encoder's training, and of a state that is served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any, Literal, Self, get_args
+
+from editing.errors import ConfigError
+
+Asked = Literal["prompt", "last_question"]
+Gate = Literal["sentinel", "fixed", "none"]
+Precision = Literal["float32", "bfloat16"]
+Schedule = Literal["constant", "cosine"]
+
+# A two-layer encoder from scratch over the language model's own word embeddings.
+SMALL_BACKBONE: Mapping[str, Any] = {
+    "model_type": "bert",
+    "hidden_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "intermediate_size": 768,
+    "max_position_embeddings": 128,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
+class _Settings:
+    """What the three configs share: plain JSON in and out, unknown settings refused by name."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` is the inverse."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """The config with these settings. Raises `ConfigError` for a setting that does not exist or is missing."""
+        known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(content) - known):
+            raise ConfigError(f"{cls.__name__} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise ConfigError(f"{cls.__name__} is not complete: {error}; it has {', '.join(sorted(known))}") from error
+
+    def _check(self, choices: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]]) -> None:
+        for name, kind in choices.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; use one of {', '.join(get_args(kind))}")
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} {getattr(self, name)} is outside {low} to {high}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderConfig(_Settings):
+    """The shape of a RECIPE encoder (arXiv 2405.03279, section 4); each field's help text is its annotation.
+
+    Raises `ConfigError` at construction for values that contradict each other.
+    """
+
+    backbone: Annotated[
+        str | None,
+        "hub id or folder of a Hugging Face encoder, read with its own tokenizer; none: backbone_config from scratch, "
+        "over the language model's tokenizer and frozen word embeddings",
+    ] = None
+    backbone_config: Annotated[
+        Mapping[str, Any] | None, "Hugging Face config of an encoder from scratch, with its model_type"
+    ] = field(default_factory=lambda: dict(SMALL_BACKBONE))
+    width: Annotated[int, "r, of knowledge and query representations; the paper: 4096"] = 256
+    prompt_tokens: Annotated[int, "continuous prompt tokens per fact, 1 to 5; the paper: 3"] = 3
+    sentinel_tokens: Annotated[int, "learned tokens that the knowledge sentinel is encoded from"] = 10
+    max_length: Annotated[int, "tokens of a text that are read; of a longer one, the last"] = 96
+    seed: Annotated[int, "of the initial weights"] = 0
+
+    def __post_init__(self) -> None:
+        if self.backbone is not None:
+            object.__setattr__(self, "backbone_config", None)
+        elif not self.backbone_config or "model_type" not in self.backbone_config:
+            raise ConfigError(
+                f"backbone_config {self.backbone_config!r} names no model_type; give one, or a backbone by id or path"
+            )
+        else:
+            object.__setattr__(self, "backbone_config", dict(self.backbone_config))
+            room = self.backbone_config.get("max_position_embeddings", self.max_length + 1)
+            if room <= self.max_length:
+                raise ConfigError(
+                    f"max_length {self.max_length} and the class token do not fit the backbone's "
+                    f"max_position_embeddings {room}; lower max_length"
+                )
+        self._check(
+            {},
+            {
+                "width": (1, 65_536),
+                "prompt_tokens": (1, 5),
+                "sentinel_tokens": (1, 512),
+                "max_length": (4, 100_000),
+                "seed": (0, 2**31),
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig(_Settings):
+    """How an encoder is trained (arXiv 2405.03279); each field's help text is its annotation.
+
+    Raises `ConfigError` at construction for values out of range.
+    """
+
+    steps: Annotated[int, "optimiser steps at most"] = 2000
+    learning_rate: Annotated[float, "of Adam; the paper: 1e-5 with a pretrained encoder"] = 1e-3
+    warmup_steps: Annotated[int, "steps over which the learning rate rises from 0"] = 50
+    schedule: Annotated[Schedule, "the learning rate after the warm-up: constant, or cosine down to a tenth"] = "cosine"
+    weight_decay: Annotated[float, "decoupled weight decay"] = 0.0
+    clip_norm: Annotated[float, "gradients are scaled to this norm at most"] = 1.0
+    batch: Annotated[int, "edits that go through the language model in a step; the paper: 8"] = 24
+    negatives: Annotated[int, "further edits per step that only the retrieval losses see"] = 0
+    margin: Annotated[float, "a term counts only while p(wanted) < margin * p(second best); the paper: 1.2"] = 1.2
+    temperature: Annotated[float, "scores q.k / sqrt(r) are divided by it in the retrieval losses"] = 1.0
+    reliability_weight: Annotated[float, "of the edit loss on reliability queries"] = 1.0
+    generality_weight: Annotated[float, "of the edit loss on rephrased queries"] = 1.0
+    locality_weight: Annotated[float, "of the divergence from the base on locality queries"] = 1.0
+    contrastive_weight: Annotated[float, "of finding a query's own knowledge"] = 1.0
+    sentinel_weight: Annotated[float, "of preferring the sentinel to foreign knowledge"] = 1.0
+    locality_queries: Annotated[int, "locality queries drawn per edit and step"] = 2
+    precision: Annotated[Precision, "of the forward passes: float32, or bfloat16 by autocast"] = "float32"
+    validate_every: Annotated[int, "steps between validations"] = 100
+    patience: Annotated[int, "validations without a better score before training stops; 0: never"] = 5
+    checkpoint_every: Annotated[int, "steps between checkpoints"] = 100
+    seed: Annotated[int, "of the draws"] = 0
+
+    def __post_init__(self) -> None:
+        weights = dict.fromkeys(
+            (
+                "reliability_weight",
+                "generality_weight",
+                "locality_weight",
+                "contrastive_weight",
+                "sentinel_weight",
+                "weight_decay",
+            ),
+            (0.0, 1e6),
+        )
+        self._check(
+            {"precision": Precision, "schedule": Schedule},
+            {
+                **weights,
+                "steps": (1, 10**8),
+                "learning_rate": (1e-9, 10.0),
+                "warmup_steps": (0, 10**7),
+                "clip_norm": (1e-9, 1e9),
+                "batch": (1, 10**6),
+                "negatives": (0, 10**6),
+                "margin": (1.0, 1e9),
+                "temperature": (1e-6, 1e6),
+                "locality_queries": (1, 1000),
+                "validate_every": (1, 10**8),
+                "patience": (0, 10**6),
+                "checkpoint_every": (1, 10**8),
+                "seed": (0, 2**31),
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeConfig(_Settings):
+    """The settings of a RECIPE state, all of which are part of the artifact.
+
+    Raises `ConfigError` at construction for values that contradict each other.
+    """
+
+    encoder: Annotated[str, "folder of the encoder; a relative one is looked for in the model's folder first"]
+    asked: Annotated[
+        Asked,
+        "what is looked up: the whole prompt, or the last question of a few-shot or chat prompt",
+    ] = "prompt"
+    gate: Annotated[
+        Gate,
+        "the best row is used when it beats the sentinel, when it reaches fixed_score, or always (none)",
+    ] = "sentinel"
+    fixed_score: Annotated[float, "the score that the fixed gate asks for"] = 0.0
+    converged_loss: Annotated[float, "nats per target token: a fact converged when its prompt gets below"] = 0.5
+    exact_rows: Annotated[int, "rows that are searched exactly; above, an approximate index is built over them"] = (
+        20_000
+    )
+    recall: Annotated[float, "recall@1 against exact search that an approximate index must show when it is built"] = (
+        0.98
+    )
+    probes: Annotated[int, "inverted lists that a search looks into at most, raised until the recall is reached"] = 256
+    encode_batch: Annotated[int, "texts encoded in one pass"] = 256
+
+    def __post_init__(self) -> None:
+        if not self.encoder:
+            raise ConfigError("encoder is empty; give the folder of a trained encoder (see `errata recipe train`)")
+        self._check(
+            {"asked": Asked, "gate": Gate},
+            {
+                "fixed_score": (-1e9, 1e9),
+                "converged_loss": (0.0, 100.0),
+                "exact_rows": (1, 10**9),
+                "recall": (0.0, 1.0),
+                "probes": (1, 10**6),
+                "encode_batch": (1, 10**6),
+            },
+        )

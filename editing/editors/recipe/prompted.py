@@ -1,0 +1,82 @@
+"""A frozen language model behind continuous prompts: `f(p + emb(q))` (arXiv 2405.03279).
+
+Shapes: B rows, P prompt tokens, T tokens, D model width, L asked positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from editing.models import BaseModel
+from editing.tokenisation import pad, padding_id, tokenise, tokenise_with_target
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AskedRows:
+    """Token rows with the places `[L]` that are asked: `row` and `place` of each, and its `label` (-1: none)."""
+
+    ids: tuple[list[int], ...]
+    row: Tensor
+    place: Tensor
+    label: Tensor
+
+    @classmethod
+    def targets(cls, base: BaseModel, prompts: Sequence[str], targets: Sequence[str]) -> AskedRows:
+        """Each target read after its prompt, every token of it asked. Raises `TokenisationError` for a bad pair."""
+        rows = tokenise_with_target(base.tokenizer, list(zip(prompts, targets, strict=True)))
+        asked = [(row, place - 1, ids.ids[place]) for row, (ids, inside) in enumerate(rows) for place in inside]
+        return cls.of([ids.ids[: inside[-1]] for ids, inside in rows], asked)
+
+    @classmethod
+    def ends(cls, base: BaseModel, prompts: Sequence[str]) -> AskedRows:
+        """Each prompt with its end asked: the distribution of the next token."""
+        rows = [tokens.ids for tokens in tokenise(base.tokenizer, [prompt.rstrip() for prompt in prompts])]
+        return cls.of(rows, [(row, len(ids) - 1, -1) for row, ids in enumerate(rows)])
+
+    @classmethod
+    def of(cls, ids: Sequence[list[int]], asked: Sequence[tuple[int, int, int]]) -> AskedRows:
+        """Rows with (row, place, label) triples."""
+        columns = torch.tensor(asked, dtype=torch.int64).reshape(-1, 3).T
+        return cls(tuple(ids), columns[0], columns[1], columns[2])
+
+    def logits(self, base: BaseModel, prompts_BPD: Tensor | None) -> Tensor:
+        """Logits `[L, V]` float32 at the asked places, behind the prompts (None: the base's own)."""
+        device = base.device
+        ids_BT, mask_BT = (x.to(device) for x in pad(self.ids, padding_id(base.tokenizer), side="right"))
+        embeds = base.model.get_input_embeddings()(ids_BT)
+        before = 0
+        if prompts_BPD is not None:
+            before = prompts_BPD.shape[1]
+            embeds = torch.cat([prompts_BPD.to(device, embeds.dtype), embeds], dim=1)
+            mask_BT = torch.cat([mask_BT.new_ones(len(mask_BT), before), mask_BT], dim=1)
+        hidden_BTD = base.model.base_model(
+            inputs_embeds=embeds,
+            attention_mask=mask_BT,
+            position_ids=torch.arange(embeds.shape[1], device=device)[None].expand(len(embeds), -1),
+            use_cache=False,
+        ).last_hidden_state
+        row, place = (each.to(hidden_BTD.device) for each in (self.row, self.place))
+        return base.head(hidden_BTD[row, place + before]).float()
+
+
+@torch.no_grad()
+def target_losses(
+    base: BaseModel, prompts_NPD: Tensor, questions: Sequence[str], targets: Sequence[str], batch: int
+) -> list[tuple[float, bool]]:
+    """For each target behind its prompt: mean nats per token, and whether every token is the argmax."""
+    results: list[tuple[float, bool]] = []
+    for begin in range(0, len(questions), batch):
+        end = begin + batch
+        asked = AskedRows.targets(base, questions[begin:end], targets[begin:end])
+        logits_LV = asked.logits(base, prompts_NPD[begin:end]).cpu()
+        nats_L = cross_entropy(logits_LV, asked.label, reduction="none")
+        right_L = logits_LV.argmax(-1) == asked.label
+        for row in range(len(asked.ids)):
+            mine = asked.row == row
+            results.append((float(nats_L[mine].mean()), bool(right_L[mine].all())))
+    return results

@@ -1,0 +1,246 @@
+"""Training of a RECIPE encoder: checkpoints, exact resume, validation and early stopping.
+
+Every step is a function of the seed, the step's number and the weights before it, so a training that
+was killed anywhere and resumed ends with the weights of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editing.editors.base import Progress
+from editing.editors.recipe.config import EncoderConfig, TrainingConfig
+from editing.editors.recipe.encoder import RecipeEncoder
+from editing.editors.recipe.meta import MetaEdit, MetaSource
+from editing.editors.recipe.objective import DrawnBatch, joint_losses, rivals
+from editing.editors.recipe.prompted import target_losses
+from editing.errors import EditRefusedError, StateError
+from editing.models import BaseModel
+from editing.storage import canonical_json, read_json, read_tensors, write_json, write_tensors
+
+FORMAT = 1
+REPORT_EVERY = 10
+VALIDATION_ROWS = 128
+
+Report = Callable[[dict[str, float]], None]
+
+
+@torch.no_grad()
+def validate(base: BaseModel, encoder: RecipeEncoder, edits: list[MetaEdit]) -> dict[str, float]:
+    """Shares over `edits`, whose knowledge all competes. `reliability` and `generality`: queries that find their own
+    knowledge, above the sentinel, whose prompt then steers every token of the target. `locality`: locality queries
+    that find nothing. `retrieved` and `steered` are the two halves of the first two; `score` is the mean of the
+    three shares."""
+    encoder.eval()
+    knowledge_NR = encoder.knowledge([edit.statement for edit in edits])
+    prompts_NPD = encoder.prompts(knowledge_NR)
+    threshold_R = encoder.sentinel()[None]
+    firsts = [(index, edit.queries[0]) for index, edit in enumerate(edits)]
+    others = [(index, text) for index, edit in enumerate(edits) for text in edit.queries[1:]] or firsts
+    kept = [(-1, text) for edit in edits for text in edit.locality]
+    shares: dict[str, float] = {}
+    found_all, steered_all = [], []
+    for name, asked in (("reliability", firsts), ("generality", others)):
+        own = [index for index, _ in asked]
+        texts = [text for _, text in asked]
+        found = _finds(encoder, edits, texts, own, knowledge_NR, threshold_R)
+        told = target_losses(base, prompts_NPD[own], texts, [edits[index].target for index in own], VALIDATION_ROWS)
+        steered = torch.tensor([right for _, right in told])
+        shares[name] = float((found & steered).float().mean())
+        found_all.append(found)
+        steered_all.append(steered)
+    nothing = _finds(encoder, edits, [text for _, text in kept], [-1] * len(kept), knowledge_NR, threshold_R)
+    shares["locality"] = float(nothing.float().mean())
+    shares["score"] = sum(shares[name] for name in ("reliability", "generality", "locality")) / 3
+    shares["retrieved"] = float(torch.cat(found_all).float().mean())
+    shares["steered"] = float(torch.cat(steered_all).float().mean())
+    return shares
+
+
+def _finds(
+    encoder: RecipeEncoder,
+    edits: list[MetaEdit],
+    texts: list[str],
+    own: list[int],
+    knowledge_NR: Tensor,
+    threshold_R: Tensor,
+) -> Tensor:
+    """Per text `[Q]`: whether it finds its own edit's knowledge, or nothing foreign where it has no own."""
+    queries_QR = encoder.query(texts)
+    own_QN, foreign_QN = (each.to(queries_QR.device) for each in rivals(edits, texts, own))
+    scores_QN = encoder.scores(queries_QR, knowledge_NR)
+    limit_Q = encoder.scores(queries_QR, threshold_R)[:, 0]
+    foreign_Q = scores_QN.masked_fill(~foreign_QN, -torch.inf).amax(1)
+    mine_Q = scores_QN.masked_fill(~own_QN, -torch.inf).amax(1)
+    has_own = own_QN.any(1)
+    return torch.where(has_own, (mine_Q > limit_Q) & (mine_Q >= foreign_Q), foreign_Q <= limit_Q).cpu()
+
+
+def train_encoder(
+    base: BaseModel,
+    encoder_config: EncoderConfig,
+    training_config: TrainingConfig,
+    source: MetaSource,
+    *,
+    checkpoints: Path | None,
+    progress: Progress | None = None,
+    report: Report | None = None,
+) -> RecipeEncoder:
+    """The encoder with the best validation score, frozen.
+
+    With `checkpoints` (a folder, made if needed) a training of the same configs and base that was cut
+    short goes on where its last checkpoint is. `report` gets the losses every few steps and the
+    validation's shares as `validation.*`, each with `step`. Raises `EditRefusedError` when a loss is
+    not finite, `StateError` for a checkpoint that is damaged or of another training.
+    """
+    encoder = RecipeEncoder.create(base, encoder_config)
+    run = _Run(base, encoder, training_config)
+    if checkpoints is not None:
+        run.restore(checkpoints)
+    held_out = source.validation()
+    while not run.finished:
+        losses = run.advance(source)
+        if report is not None and (run.step % REPORT_EVERY == 0 or run.step == training_config.steps):
+            report({"step": run.step, **losses})
+        if run.step % training_config.validate_every == 0 or run.step == training_config.steps:
+            shares = validate(base, encoder, held_out)
+            run.judge(shares["score"])
+            if report is not None:
+                report({"step": run.step, **{f"validation.{name}": value for name, value in shares.items()}})
+        if checkpoints is not None and (run.step % training_config.checkpoint_every == 0 or run.finished):
+            run.save(checkpoints)
+        if progress is not None:
+            progress("training", run.step, training_config.steps)
+    encoder.load_state_dict(run.best)
+    return encoder.freeze()
+
+
+@dataclass
+class _Run:
+    """A training between two steps: all that a checkpoint holds."""
+
+    base: BaseModel
+    encoder: RecipeEncoder
+    config: TrainingConfig
+    step: int = 0
+    best_score: float = -math.inf
+    best: dict[str, Tensor] = field(default_factory=dict)
+    waited: int = 0
+
+    def __post_init__(self) -> None:
+        self.optimiser = torch.optim.AdamW(
+            self.encoder.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+        )
+        self.key = hashlib.sha256(
+            canonical_json([self.encoder.content(), self.config.to_dict(), FORMAT]).encode()
+        ).hexdigest()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the steps are done, or the score has not risen for too long."""
+        patience = self.config.patience
+        return self.step >= self.config.steps or (patience > 0 and self.waited >= patience)
+
+    def advance(self, source: MetaSource) -> dict[str, float]:
+        """One optimiser step; the losses and the learning rate."""
+        config = self.config
+        rng = random.Random(f"{config.seed}-{self.step}")
+        batch = DrawnBatch.draw(source.draw(rng, config.batch + config.negatives), rng, config.locality_queries)
+        rate = self._learning_rate()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.encoder.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed * 1_000_003 + self.step)
+            with torch.autocast(self.base.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                terms = joint_losses(self.base, self.encoder, batch, config)
+            self.optimiser.zero_grad(set_to_none=True)
+            terms["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), config.clip_norm)
+        if not torch.isfinite(norm):
+            raise EditRefusedError(
+                f"the gradient at step {self.step} is not finite; lower learning_rate (now {config.learning_rate}) or "
+                "train in float32"
+            )
+        self.optimiser.step()
+        self.step += 1
+        losses = {name: float(term.detach()) for name, term in terms.items()}
+        return {**losses, "gradient_norm": float(norm), "learning_rate": rate}
+
+    def judge(self, score: float) -> None:
+        """Keep the present weights if the validation score is the best so far."""
+        if score > self.best_score:
+            self.best_score, self.waited = score, 0
+            self.best = {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}
+        else:
+            self.waited += 1
+
+    def _learning_rate(self) -> float:
+        config = self.config
+        rate = config.learning_rate * min(1.0, (self.step + 1) / max(1, config.warmup_steps))
+        if config.schedule == "cosine":
+            done = max(0.0, (self.step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+            rate *= 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
+        return rate
+
+    # Checkpoints
+
+    def save(self, folder: Path) -> None:
+        """Write the tensors under a name of their own, then the JSON that points at them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"weights.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for index, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
+        name = f"step-{self.step}.safetensors"
+        write_tensors(folder / name, tensors)
+        write_json(
+            folder / "checkpoint.json",
+            {
+                "key": self.key,
+                "step": self.step,
+                "best_score": self.best_score if self.best else None,
+                "waited": self.waited,
+                "tensors": name,
+            },
+        )
+        for old in folder.glob("step-*.safetensors"):
+            if old.name != name:
+                old.unlink(missing_ok=True)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from the checkpoint in `folder`, if there is one."""
+        if not (folder / "checkpoint.json").exists():
+            return
+        content = read_json(folder / "checkpoint.json", StateError)
+        if content.get("key") != self.key:
+            raise StateError(
+                f"{folder} holds a checkpoint of another training ({str(content.get('key'))[:12]}, this is "
+                f"{self.key[:12]}): its base, encoder or training config differs; give an empty folder, or those settings"
+            )
+        tensors = read_tensors(folder / content["tensors"], StateError)
+        try:
+            self.encoder.load_state_dict(_below("weights.", tensors))
+            adam: dict[int, dict[str, Any]] = {}
+            for name, value in _below("adam.", tensors).items():
+                index, moment = name.split(".", 1)
+                adam.setdefault(int(index), {})[moment] = value
+            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": adam})
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise StateError(f"the checkpoint in {folder} is damaged: {error}; remove it to train anew") from error
+        self.best = _below("best.", tensors)
+        self.step, self.waited = content["step"], content["waited"]
+        self.best_score = -math.inf if content["best_score"] is None else content["best_score"]
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
