@@ -27,8 +27,8 @@ RELATIONS = (1, 1, 2, 3)  # of one subject, drawn evenly
 TWINS = 0.35  # share of subjects that come with one of nearly the same name
 WORDED = 0.5  # share of invented names that are made of real words
 NEAR = 0.6  # share of same-relation locality prompts about a subject of nearly the same name
-OTHER = 0.35  # share of edits that also come with a prompt of another sort
-SORTS = ("choice", "choice", "arithmetic", "mention", "prefixed", "prefixed")
+OTHER = 0.25  # share of edits that also come with a prompt of another sort
+SORTS = ("choice", "arithmetic", "mention", "mention", "prefixed", "prefixed", "prefixed", "prefixed")
 VALIDATION = 96  # facts
 PREFIX = "nq question: "
 
@@ -140,16 +140,16 @@ class AlmanacEdits:
         others = [name for name in self._relations[kind] if (subject, name) not in told]
         if others:
             yield self._asked(subject, rng.choice(others), rng)
+        if not others or rng.random() < OTHER:
+            yield self._unrelated(told, subject, real, rng)
         if rng.random() < NEAR:
             neighbour = self._near(subject, kind, rng)
         else:
             neighbour = rng.choice(real.of_kind[kind]) if real.of_kind[kind] else self._invented(kind, rng)
         if (neighbour, relation) not in told:
             yield self._asked(neighbour, relation, rng)
-        if rng.random() < OTHER:
-            yield self._unrelated(subject, told, real, rng)
 
-    def _unrelated(self, subject: str, told: dict[tuple[str, str], str], real: _Pool, rng: random.Random) -> str:
+    def _unrelated(self, told: dict[tuple[str, str], str], subject: str, real: _Pool, rng: random.Random) -> str:
         match rng.choice(SORTS):
             case "choice":
                 own = [fact for fact in real.static if fact.subject == subject]

@@ -77,7 +77,8 @@ def _speed() -> dict[str, Any]:
 def _quality(feed: Path | None) -> dict[str, Any]:
     from editing.almanac.history import almanac_history
     from editing.almanac.world import load_world
-    from editing.bench.coachhook import History, bench_coachhook
+    from editing.bench.coachhook import bench_coachhook
+    from editing.bench.replay import History
     from editing.editors.coachhook import CoachHookConfig
     from tasks.feed.reading import read_feed
     from tasks.progress import reporter
