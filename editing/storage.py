@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,17 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def link_file(source: Path, target: Path) -> bool:
+    """Make `target` the same file as `source`, or a copy where links cannot reach; False when there is no source."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        shutil.copyfile(source, target)
+    return True
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

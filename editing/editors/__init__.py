@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from editing.editors.coachhook import CoachHook
+from editing.editors.recipe import Recipe
 from editing.errors import ConfigError
 
-_EDITORS = {editor.method: editor for editor in (CoachHook(),)}
+_EDITORS = {editor.method: editor for editor in (CoachHook(), Recipe())}
 
 
 def get_editor(method: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from editing.errors import StateError
 from editing.facts import EditBatch, FactChange
 from editing.models import BaseModel
 from editing.statistics import SecondMoments
@@ -64,10 +65,53 @@ class AppliedBatch:
     canaries: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A fact that a prompt could have been answered with, and its score."""
+
+    fact: FactChange
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class HookedToken:
+    """A token of a prompt at one edited layer: its score, the layer's threshold, and whether it took the hook."""
+
+    layer: int
+    position: int
+    token: str
+    score: float
+    threshold: float
+    fired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Which edit answers a prompt, and by how much.
+
+    Of RECIPE: `asked` is the text that was looked up, `answered_by` the fact whose prompt is used (None:
+    the base model answers), `limit` the score that it had to beat (the sentinel's), `candidates` the best
+    facts. Of CoachHooK: `tokens` of the prompt at every edited layer, and `candidates` the facts whose
+    subject the prompt names, with the highest score among the subject's tokens.
+    """
+
+    method: str
+    prompt: str
+    asked: str
+    answered_by: FactChange | None = None
+    limit: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+    tokens: tuple[HookedToken, ...] = ()
+
+
 class Editor(Protocol[State]):
     """An editing method. States never change: `apply` and `retract` return new ones."""
 
     method: str
+
+    def statistics_layers(self, config: Any) -> tuple[int, ...]:
+        """Layers whose second moments `start`, `apply` and `retract` need under this config; none: no statistics."""
+        ...
 
     def start(self, base: BaseModel, config: Any, statistics: SecondMoments | None) -> State:
         """The state before the first batch."""
@@ -89,6 +133,10 @@ class Editor(Protocol[State]):
         """Inside it `base.model` is the edited model; leaving it restores the base bit for bit."""
         ...
 
+    def explain(self, base: BaseModel, state: State, prompt: str) -> Explanation:
+        """What the state does to `prompt`; nothing of it is attached outside this call."""
+        ...
+
     def save(self, state: State, folder: Path) -> str:
         """Write the state as files (safetensors, JSON) and return its digest."""
         ...
@@ -96,6 +144,24 @@ class Editor(Protocol[State]):
     def load(self, folder: Path, base: BaseModel, statistics: SecondMoments | None = None) -> State:
         """Read and verify a state; anything that does not belong to `base` is refused by name."""
         ...
+
+
+_ATTACHED = "_errata_attached"
+
+
+def claim(base: BaseModel) -> None:
+    """Take the model object for one state. Raises `StateError` when another state is attached to it."""
+    if getattr(base.model, _ATTACHED, False):
+        raise StateError(
+            f"another state is attached to this {base.model_id!r}; leave its `with` first, or load the base model once "
+            "more to serve two states side by side"
+        )
+    setattr(base.model, _ATTACHED, True)
+
+
+def release(base: BaseModel) -> None:
+    """Give the model object back that `claim` took."""
+    delattr(base.model, _ATTACHED)
 
 
 _continuation: ContextVar[int | Tensor | None] = ContextVar("continuation", default=None)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editing.editors.base import AppliedBatch, FactOutcome, Progress
+from editing.editors.base import AppliedBatch, Candidate, Explanation, FactOutcome, HookedToken, Progress
 from editing.editors.coachhook import artifact
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.prompts import Context, Group, make_groups
@@ -37,7 +37,7 @@ from editing.facts import EditBatch, FactChange
 from editing.models import BaseModel
 from editing.models.trace import inputs_of, output_of
 from editing.statistics import SecondMoments
-from editing.tokenisation import encode_prompts, pad, padding_id
+from editing.tokenisation import encode_prompts, find_subject, pad, padding_id
 
 ROWS_PER_PASS = 64
 
@@ -46,6 +46,10 @@ class CoachHook:
     """The editor; see `editing.editors.base.Editor` for what each verb promises."""
 
     method = METHOD
+
+    def statistics_layers(self, config: CoachHookConfig | Mapping[str, Any]) -> tuple[int, ...]:
+        """The edited layers."""
+        return (config if isinstance(config, CoachHookConfig) else CoachHookConfig.from_dict(config)).layers
 
     def start(
         self, base: BaseModel, config: CoachHookConfig | Mapping[str, Any], statistics: SecondMoments | None
@@ -140,6 +144,38 @@ class CoachHook:
         """
         state.require_base(base)
         return Hooks(base, state.layers, state.config, decisions)
+
+    @torch.no_grad()
+    def explain(self, base: BaseModel, state: CoachHookState, prompt: str) -> Explanation:
+        """Every token of `prompt` at every edited layer with its score, and the facts whose subject it names."""
+        encoded = encode_prompts(base.tokenizer, [prompt]).to(base.device)
+        decisions: list[ScopeDecision] = []
+        with self.attach(base, state, decisions=decisions):
+            base.model(**encoded, use_cache=False)
+        ids = encoded["input_ids"][0].tolist()
+        tokens = tuple(
+            HookedToken(
+                layer=decision.layer,
+                position=place,
+                token=str(base.tokenizer.decode([ids[place]])),
+                score=float(decision.scores[0, place]),
+                threshold=state.layers[decision.layer].alpha,
+                fired=bool(decision.fired[0, place]),
+            )
+            for decision in decisions
+            for place in range(len(ids))
+        )
+        fired = [token.score for token in tokens if token.fired]
+        named = [fact for fact in state.facts if find_subject(prompt, fact.subject) >= 0]
+        candidates = tuple(Candidate(fact, max(fired, default=0.0)) for fact in reversed(named))
+        return Explanation(
+            method=METHOD,
+            prompt=prompt,
+            asked=prompt,
+            answered_by=named[-1] if len(named) == 1 and fired else None,
+            candidates=candidates,
+            tokens=tokens,
+        )
 
     def save(self, state: CoachHookState, folder: Path) -> str:
         """Write `state.json`, `state.safetensors` and a README; returns the digest."""

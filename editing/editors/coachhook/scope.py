@@ -27,13 +27,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from editing.editors.base import continuation_column
+from editing.editors.base import claim, continuation_column, release
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.state import LayerState
 from editing.errors import StateError
 from editing.models import BaseModel
-
-_ATTACHED = "_errata_attached"
 
 
 class Running(NamedTuple):
@@ -117,7 +115,8 @@ class _Hook:
 class Hooks:
     """A state's hooks on a base model, active inside `with`. Serves `attach` and the editor's own passes.
 
-    With `decisions`, each forward pass appends what each hook decided.
+    With `decisions`, each forward pass appends what each hook decided. `within` another attachment that
+    has claimed the model the hooks do not claim it again.
     """
 
     def __init__(
@@ -126,8 +125,11 @@ class Hooks:
         layers: Mapping[int, LayerState],
         config: CoachHookConfig,
         decisions: list[ScopeDecision] | None = None,
+        *,
+        within: bool = False,
     ) -> None:
         self._base = base
+        self._within = within
         self._scope = config.scope
         self._decisions = decisions
         self._hooks: dict[int, _Hook] = {}
@@ -164,12 +166,8 @@ class Hooks:
 
     def __enter__(self) -> Self:
         """Put the hooks on. Raises `StateError` when another state is attached to this model object."""
-        if getattr(self._base.model, _ATTACHED, False):
-            raise StateError(
-                f"another state is attached to this {self._base.model_id!r}; leave its `with` first, or load the base "
-                "model once more to serve two states side by side"
-            )
-        setattr(self._base.model, _ATTACHED, True)
+        if not self._within:
+            claim(self._base)
         for layer in self._hooks:
             module = self._base.down_projection(layer)
             self._handles.append(module.register_forward_hook(self._make(layer)))
@@ -184,7 +182,8 @@ class Hooks:
     ) -> None:
         while self._handles:
             self._handles.pop().remove()
-        delattr(self._base.model, _ATTACHED)
+        if not self._within:
+            release(self._base)
 
     def _make(self, layer: int) -> Any:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -214,6 +213,8 @@ class Hooks:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note which tokens of this pass are real, and the sums of the tokens in its cache."""
+        if self._paused:
+            return
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         tokens = given.get("input_ids")
         tokens = given["inputs_embeds"] if tokens is None else tokens
@@ -226,7 +227,7 @@ class Hooks:
         cache = given.get("past_key_values")
         self._after = {}
         self._before = {}
-        if cache is not None and cache.get_seq_length() > 0 and not self._paused:
+        if cache is not None and cache.get_seq_length() > 0:
             if cache not in self._running:
                 raise StateError(
                     "the sequence scope needs the scores of the tokens in the cache, which was filled outside this "

@@ -25,6 +25,7 @@ from editing.errors import ModelError, StateError
 from editing.models import BaseModel
 from editing.storage import (
     canonical_json,
+    link_file,
     read_json,
     read_tensors,
     replace_file,
@@ -99,6 +100,7 @@ class RecipeEncoder(nn.Module):
         self.prompt_head = _PromptHead(config.width, config.prompt_tokens, self.lm_width)
         self.sentinel_SH = nn.Parameter(torch.randn(config.sentinel_tokens, hidden) * 0.02)
         self._frozen_digest: str | None = None
+        self._folder: Path | None = None
 
     @classmethod
     def create(cls, base: BaseModel, config: EncoderConfig) -> RecipeEncoder:
@@ -240,9 +242,11 @@ class RecipeEncoder(nn.Module):
     def save(self, folder: Path) -> str:
         """Write `encoder.json`, `encoder.safetensors`, a README and its own tokenizer; returns the digest.
 
-        The JSON, which holds the digest, is written last. Raises `StateError` before anything is
-        written when a tensor is not finite.
+        An encoder that was loaded is linked, not written again. The JSON, which holds the digest, is
+        written last. Raises `StateError` before anything is written when a tensor is not finite.
         """
+        if self._frozen_digest is not None and self._folder is not None and self._linked(self._folder, folder):
+            return self._frozen_digest
         tensors = self.state_dict()
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
@@ -263,6 +267,15 @@ class RecipeEncoder(nn.Module):
         digest = self.digest
         write_json(folder / "encoder.json", {"digest": digest, **self.content()})
         return digest
+
+    def _linked(self, source: Path, folder: Path) -> bool:
+        """Whether all files of `source` are now in `folder` as well; the JSON comes last."""
+        files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
+        for name in (*(name for name in files if name.name != "encoder.json"), Path("encoder.json")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if not (folder / name).exists() and not link_file(source / name, folder / name):
+                return False
+        return True
 
     @classmethod
     def load(cls, folder: Path, base: BaseModel) -> RecipeEncoder:
@@ -296,6 +309,7 @@ class RecipeEncoder(nn.Module):
                 f"{folder} lacks or garbles {error}; restore the files from where they were registered"
             ) from error
         encoder.to(base.device).freeze()
+        encoder._folder = folder
         if encoder.digest != recorded:
             raise StateError(
                 f"{folder} was altered after it was written: its content has digest {encoder.digest[:12]}, its record "

@@ -225,7 +225,7 @@ class _Run:
         if content.get("key") != self.key:
             raise StateError(
                 f"{folder} holds a checkpoint of another training ({str(content.get('key'))[:12]}, this is "
-                f"{self.key[:12]}): its base, encoder or training config differs; give an empty folder, or those settings"
+                f"{self.key[:12]}): its base, encoder or training config differs; give an empty folder, or its settings"
             )
         tensors = read_tensors(folder / content["tensors"], StateError)
         try:

@@ -1,0 +1,204 @@
+"""RECIPE as an editor: facts become rows of a repository, found by what a prompt asks.
+
+"Lifelong Knowledge Editing for LLMs with Retrieval-Augmented Continuous Prompt Learning"
+(arXiv 2405.03279). The base model and the encoder never change; applying facts appends rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from editing.editors.base import AppliedBatch, Candidate, Explanation, FactOutcome, Progress
+from editing.editors.recipe import artifact
+from editing.editors.recipe.asked import AskedText
+from editing.editors.recipe.config import RecipeConfig
+from editing.editors.recipe.encoder import RecipeEncoder
+from editing.editors.recipe.prompted import target_losses
+from editing.editors.recipe.repository import Repository
+from editing.editors.recipe.retrieval import retrieve
+from editing.editors.recipe.segments import Segment
+from editing.editors.recipe.serving import Lookup, Serving
+from editing.editors.recipe.state import METHOD, RecipeState
+from editing.errors import EditRefusedError
+from editing.facts import EditBatch, FactChange
+from editing.models import BaseModel
+from editing.statistics import SecondMoments
+from editing.tokenisation import join_target
+
+CANDIDATES = 5
+
+
+class Recipe:
+    """The editor; see `editing.editors.base.Editor` for what each verb promises."""
+
+    method = METHOD
+
+    def statistics_layers(self, config: RecipeConfig | Mapping[str, Any]) -> tuple[int, ...]:
+        """None: RECIPE needs no statistics."""
+        return ()
+
+    def start(
+        self, base: BaseModel, config: RecipeConfig | Mapping[str, Any], statistics: SecondMoments | None = None
+    ) -> RecipeState:
+        """The state before the first batch: the encoder that the config names, and no rows.
+
+        Raises `ConfigError` for a bad config, `StateError` when the encoder is missing, damaged or made
+        for another base. Statistics are not used.
+        """
+        if not isinstance(config, RecipeConfig):
+            config = RecipeConfig.from_dict(config)
+        return RecipeState(
+            config=config,
+            model_id=base.model_id,
+            revision=base.revision,
+            base_fingerprint=base.fingerprint,
+            tokenizer_hash=base.tokenizer_hash,
+            parent=None,
+            encoder=RecipeEncoder.load(encoder_folder(base, config), base),
+            repository=Repository(),
+        )
+
+    def apply(
+        self, base: BaseModel, state: RecipeState, batch: EditBatch, *, progress: Progress | None = None
+    ) -> AppliedBatch:
+        """The state with a row for each fact; costs the new facts only, however many rows there are.
+
+        A fact's outcome is the loss of its target behind its own prompt; it converged when that is below
+        `converged_loss` and its question finds its own knowledge above the gate's limit. Raises
+        `EditRefusedError` for a batch that encodes to what is not finite; `state` itself never changes.
+        """
+        state.require_base(base)
+        config, facts = state.config, batch.facts
+        knowledge_NR, prompts_NPD, lead_N = _encode(state, facts, progress)
+        for name, tensor in (("knowledge", knowledge_NR), ("prompts", prompts_NPD)):
+            if not torch.isfinite(tensor).all():
+                raise EditRefusedError(
+                    f"the batch of {len(facts)} facts is refused: its {name} is not finite; train the encoder again"
+                )
+        repository = state.repository.append(Segment.of(facts, knowledge_NR, prompts_NPD))
+        repository = repository.indexed(config.exact_rows, config.recall, lambda some: _questions(state, some))
+        losses = target_losses(
+            base, prompts_NPD, [fact.question for fact in facts], [fact.target for fact in facts], config.encode_batch
+        )
+        outcomes = tuple(
+            FactOutcome(fact.fact_id, nats < config.converged_loss and lead > 0, nats)
+            for fact, (nats, _), lead in zip(facts, losses, lead_N.tolist(), strict=True)
+        )
+        after = replace(state, parent=state.digest, repository=repository)
+        return AppliedBatch(after, outcomes, _canaries(base, prompts_NPD, losses, lead_N))
+
+    def retract(
+        self, base: BaseModel, state: RecipeState, fact_ids: Sequence[str], *, progress: Progress | None = None
+    ) -> RecipeState:
+        """The state without these facts; an older fact that one superseded holds again.
+
+        Raises `StateError` for an id that the state does not hold.
+        """
+        state.require_base(base)
+        return replace(state, parent=state.digest, repository=state.repository.retract(fact_ids))
+
+    def compact(self, base: BaseModel, state: RecipeState) -> RecipeState:
+        """The state with one segment of what holds now, and one index where it is large.
+
+        It answers as before; facts that are retracted from now on no longer bring back those they superseded.
+        """
+        state.require_base(base)
+        config = state.config
+        repository = state.repository.compact()
+        repository = repository.indexed(config.exact_rows, config.recall, lambda some: _questions(state, some))
+        return replace(state, parent=state.digest, repository=repository)
+
+    def attach(
+        self, base: BaseModel, state: RecipeState, *, lookups: list[Lookup] | None = None
+    ) -> AbstractContextManager[Any]:
+        """Inside it `base.model` is the edited model; `lookups` collects what was looked up and found.
+
+        Say where the answer starts with `continuation_from` wherever prompt and answer pass through the
+        model together.
+        """
+        state.require_base(base)
+        return Serving(base, state, lookups)
+
+    def explain(self, base: BaseModel, state: RecipeState, prompt: str) -> Explanation:
+        """Which fact answers `prompt`, its score, the limit that it had to beat, and the next best facts."""
+        state.require_base(base)
+        asked = AskedText(base.tokenizer, state.config.asked).of_text(prompt)
+        found = retrieve(state, [asked], CANDIDATES)
+        candidates = tuple(
+            Candidate(state.repository.fact_at(row), score)
+            for row, score in zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True)
+            if row >= 0
+        )
+        return Explanation(
+            method=METHOD,
+            prompt=prompt,
+            asked=asked,
+            answered_by=candidates[0].fact if found.used[0] else None,
+            limit=float(found.limits[0]) if np.isfinite(found.limits[0]) else None,
+            candidates=candidates,
+        )
+
+    def save(self, state: RecipeState, folder: Path) -> str:
+        """Write or link the state's files; returns the digest."""
+        return artifact.save(state, folder)
+
+    def load(self, folder: Path, base: BaseModel, statistics: SecondMoments | None = None) -> RecipeState:
+        """Read and verify a state; statistics are not used."""
+        return artifact.load(folder, base)
+
+
+def encoder_folder(base: BaseModel, config: RecipeConfig) -> Path:
+    """Where the config's encoder is: a relative path starts in the base model's own folder, if it is there."""
+    beside = Path(base.model_id) / config.encoder
+    return beside if beside.is_dir() else Path(config.encoder)
+
+
+@torch.no_grad()
+def _encode(
+    state: RecipeState, facts: Sequence[FactChange], progress: Progress | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Knowledge `[N, R]` and prompts `[N, P, D]` on the CPU, and by how much each fact's own question scores above
+    the gate's limit `[N]`."""
+    encoder, config = state.encoder, state.config
+    knowledge, prompts, leads = [], [], []
+    for begin in range(0, len(facts), config.encode_batch):
+        chunk = facts[begin : begin + config.encode_batch]
+        knowledge_NR = encoder.knowledge([join_target(fact.question, fact.target)[0] for fact in chunk])
+        queries_NR = _questions(state, chunk)
+        own_N = (queries_NR * knowledge_NR).sum(-1) / encoder.config.width**0.5
+        limit_N = encoder.scores(queries_NR, state.sentinel[None])[:, 0]
+        if config.gate != "sentinel":
+            limit_N = torch.full_like(limit_N, config.fixed_score if config.gate == "fixed" else -torch.inf)
+        knowledge.append(knowledge_NR.cpu())
+        prompts.append(encoder.prompts(knowledge_NR).cpu())
+        leads.append((own_N - limit_N).cpu())
+        if progress is not None:
+            progress("facts encoded", min(begin + config.encode_batch, len(facts)), len(facts))
+    return torch.cat(knowledge), torch.cat(prompts), torch.cat(leads)
+
+
+@torch.no_grad()
+def _questions(state: RecipeState, facts: Sequence[FactChange]) -> Tensor:
+    """Query representations `[N, R]` of the facts' own questions."""
+    return state.encoder.query([fact.question for fact in facts])
+
+
+def _canaries(
+    base: BaseModel, prompts_NPD: Tensor, losses: Sequence[tuple[float, bool]], lead_N: Tensor
+) -> dict[str, float]:
+    """Shares of the batch that find their own knowledge and that their prompt steers, and how long prompts are
+    against the model's word embeddings."""
+    words_VD = base.model.get_input_embeddings().get_parameter("weight")
+    return {
+        "found": float((lead_N > 0).float().mean()),
+        "steered": sum(right for _, right in losses) / len(losses),
+        "prompt_norm": float(prompts_NPD.norm(dim=-1).mean() / words_VD.float().norm(dim=-1).mean()),
+    }

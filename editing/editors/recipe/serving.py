@@ -1,0 +1,203 @@
+"""Serving: retrieved prompt tokens in front of what is asked, in the base model's own forward passes.
+
+At a prefill the rows' texts are looked up. Where a prompt is used its tokens pass through the model
+first, as the beginning of the row: their keys and values stand in the cache before those of the text,
+the text attends to them and moves back by their number. In a causal model that is `f(p + emb(q))`
+(arXiv 2405.03279), and the logits are those of the text alone. Rows of one batch that use nothing have
+that beginning masked; a batch of which no row uses anything runs as the base does, bit for bit.
+
+Shapes: B rows, T tokens, P prompt tokens, D model width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from editing.editors.base import claim, continuation_column, release
+from editing.editors.recipe.asked import AskedText
+from editing.editors.recipe.retrieval import retrieve
+from editing.editors.recipe.state import RecipeState
+from editing.errors import StateError
+from editing.models import BaseModel
+
+REMEMBERED = 4096  # questions whose row is remembered while a state is attached
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Lookup:
+    """One row of a prefill: the text that was looked up, and the row of the repository that is used (None: none)."""
+
+    asked: str
+    row: int | None
+
+
+class Serving:
+    """A state on a base model, active inside `with`. With `lookups`, each prefill appends one for each of its rows.
+
+    `within` another attachment that has claimed the model it is not claimed again; `quiet` is then
+    entered while prompt tokens pass through the model.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        state: RecipeState,
+        lookups: list[Lookup] | None = None,
+        *,
+        within: bool = False,
+        quiet: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self._base, self._state, self._lookups = base, state, lookups
+        self._within, self._quiet = within, quiet
+        self._asked = AskedText(base.tokenizer, state.config.asked)
+        self._room = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+        self._width = state.encoder.config.prompt_tokens
+        self._handles: list[Any] = []
+        self._remembered: dict[str, int] = {}
+        self._rows_of: WeakKeyDictionary[Any, Tensor | None] = WeakKeyDictionary()
+        self._busy = False
+        self._pass: tuple[Tensor | None, bool] = (None, False)
+
+    def __enter__(self) -> Self:
+        """Start serving. Raises `StateError` when another state is attached to this model object."""
+        if not self._within:
+            claim(self._base)
+        backbone = self._base.model.base_model
+        self._handles = [
+            backbone.register_forward_pre_hook(self._begin, with_kwargs=True),
+            backbone.register_forward_hook(self._end),
+        ]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+        if not self._within:
+            release(self._base)
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """At a prefill look the rows up and put their prompts into the cache; afterwards make room for those."""
+        if self._busy:
+            return None
+        bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        given: dict[str, Any] = {**bound, **bound.pop("kwargs", {})}
+        cache = given.get("past_key_values")
+        seen = 0 if cache is None else int(cache.get_seq_length())
+        hidden = given.get("use_cache") is False
+        if seen:
+            if cache not in self._rows_of:
+                raise StateError(
+                    "the cache was filled outside this `attach`, so nobody knows which prompts are in it; start the "
+                    "generation inside it"
+                )
+            used_B = self._rows_of[cache]
+            self._pass = (used_B, False)
+            return None if used_B is None else ((), self._behind(given, used_B, seen - self._width))
+        rows = self._look_up(given)
+        used_B = torch.tensor([row >= 0 for row in rows], device=self._base.device)
+        if not used_B.any():
+            self._pass = (None, False)
+            return None
+        given["past_key_values"] = self._prefilled(module, rows, used_B, cache)
+        self._pass = (used_B, hidden)
+        return (), self._behind(given, used_B, 0)
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Remember whose prompts are in the cache; hide a cache that nobody asked for."""
+        if self._busy:
+            return None
+        used_B, hidden = self._pass
+        if hidden:
+            return type(output)(**{name: value for name, value in output.items() if name != "past_key_values"})
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None:
+            self._rows_of[cache] = used_B
+        return None
+
+    def _look_up(self, given: dict[str, Any]) -> list[int]:
+        """Per row of the batch the row of the repository that it uses; -1: none."""
+        ids_BT, mask_BT = given.get("input_ids"), given.get("attention_mask")
+        if ids_BT is None:
+            raise StateError("embeddings cannot be looked up; give the attached model input_ids")
+        real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else _flat(mask_BT).bool()
+        if (column := continuation_column()) is not None:
+            ends = torch.as_tensor(column, device=ids_BT.device).reshape(-1, 1)
+            real_BT = real_BT & (torch.arange(ids_BT.shape[1], device=ids_BT.device)[None] < ends)
+        texts = [self._asked.of_ids(row[real].tolist()) for row, real in zip(ids_BT, real_BT, strict=True)]
+        if new := sorted(set(texts) - set(self._remembered)):
+            found = retrieve(self._state, new)
+            if len(self._remembered) + len(new) > REMEMBERED:
+                self._remembered = {text: row for text, row in self._remembered.items() if text in texts}
+            rows = [row if used else -1 for row, used in zip(found.rows[:, 0].tolist(), found.used, strict=True)]
+            self._remembered.update(zip(new, rows, strict=True))
+        chosen = [self._remembered[text] for text in texts]
+        if self._lookups is not None:
+            self._lookups += [Lookup(text, row if row >= 0 else None) for text, row in zip(texts, chosen, strict=True)]
+        return chosen
+
+    def _prefilled(self, module: nn.Module, rows: list[int], used_B: Tensor, cache: Any) -> Any:
+        """The cache with the prompts' keys and values. Rows that use none get those of zeros, which are masked."""
+        embedding = self._base.model.get_input_embeddings().get_parameter("weight")
+        prompts_BPD = embedding.new_zeros(len(rows), self._width, embedding.shape[1])
+        prompts_nPD = self._state.repository.prompts(
+            used_B.new_tensor([row for row in rows if row >= 0], dtype=torch.int64).cpu().numpy()
+        )
+        prompts_BPD[used_B] = prompts_nPD.to(embedding.device, embedding.dtype)
+        if cache is None:
+            cache = DynamicCache(config=self._base.model.config)
+        self._busy = True
+        try:
+            with self._quiet():
+                module(
+                    inputs_embeds=prompts_BPD,
+                    attention_mask=torch.ones(prompts_BPD.shape[:2], dtype=torch.int64, device=embedding.device),
+                    position_ids=torch.arange(self._width, device=embedding.device)[None].expand(len(rows), -1),
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+        finally:
+            self._busy = False
+        return cache
+
+    def _behind(self, given: dict[str, Any], used_B: Tensor, seen: int) -> dict[str, Any]:
+        """The pass's arguments with mask and positions as they are behind the prompts; `seen` tokens of the text
+        are in the cache."""
+        tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
+        rows, width = tokens.shape[:2]
+        mask = given.get("attention_mask")
+        mask_BT = (
+            torch.ones(rows, seen + width, dtype=torch.int64, device=tokens.device) if mask is None else _flat(mask)
+        )
+        places = given.get("position_ids")
+        if places is None:
+            places = torch.arange(seen, seen + width, device=tokens.device)[None]
+        used_B1 = used_B.to(tokens.device)[:, None]
+        places_BT = places + self._width * used_B1
+        if self._room is not None and int(places_BT.max()) >= self._room:
+            raise StateError(
+                f"a text of {int(places_BT.max()) + 1 - self._width} tokens and {self._width} prompt tokens do not fit "
+                f"the {self._room} positions of {self._base.model_id!r}; shorten the prompt"
+            )
+        before_BP = used_B1.to(mask_BT.dtype).expand(-1, self._width)
+        return given | {"attention_mask": torch.cat([before_BP, mask_BT], dim=1), "position_ids": places_BT}
+
+
+def _flat(mask: Any) -> Tensor:
+    """The `[B, T]` attention mask. Raises `StateError` for any other kind."""
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask
+    raise StateError(
+        "an attached RECIPE state needs a mask of two dimensions; use a dynamic cache and no mask of your own making"
+    )
