@@ -21,10 +21,12 @@ def filling_facts(world: World, count: int, *, seed: int = SEED) -> list[FactCha
     The real subjects are those that no encoder of the Almanac is trained on. Invented subjects have
     one relation each, so that 10,000 facts are about nearly as many subjects.
     """
-    return list(islice(_facts(world, random.Random(seed)), count))
+    return list(islice(filling_stream(world, seed=seed), count))
 
 
-def _facts(world: World, rng: random.Random) -> Iterator[FactChange]:
+def filling_stream(world: World, *, seed: int = SEED) -> Iterator[FactChange]:
+    """`filling_facts` without end."""
+    rng = random.Random(seed)
     relations: dict[str, list[str]] = {}
     for relation in world.relations.values():
         relations.setdefault(relation.subject_kind, []).append(relation.name)

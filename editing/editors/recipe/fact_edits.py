@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 
 from editing.editors.recipe.meta import MetaEdit
 from editing.errors import FactError
-from editing.facts import FactChange, FactKey, Operation, fold
+from editing.facts import SLOT, FactChange, FactKey, Operation, fold
 
 VALIDATION_LIMIT = 256
+ESSENCE = "{} is a"  # what must stay of a subject of which nothing else is known
 
 
 class FactEdits:
@@ -83,7 +84,7 @@ class _Part:
             statement_prompt=fact.question,
             target=fact.target,
             queries=(fact.question, *fact.paraphrases),
-            locality=kept or tuple(self._elsewhere(fact, taught, rng)),
+            locality=kept or (ESSENCE.replace(SLOT, fact.subject),),
         )
 
     def _locality(self, fact: FactChange, told: set[FactKey], rng: random.Random) -> Iterator[str]:
@@ -91,12 +92,3 @@ class _Part:
         for near in (self.by_subject[fact.key.subject], self.relations[fact.key.relation]):
             if untold := [key for key in near if key not in told]:
                 yield rng.choice(self.by_key[rng.choice(untold)]).question
-
-    def _elsewhere(self, fact: FactChange, taught: set[str], rng: random.Random) -> Iterator[str]:
-        """A question about another subject, for a fact that nothing else goes with."""
-        for _ in range(100):
-            other = rng.choice(self.by_key[rng.choice(self.by_subject[rng.choice(self.subjects)])]).question
-            if fold(other) not in taught:
-                yield other
-                return
-        raise FactError(f"no locality prompt goes with {fact.question!r}; give facts more subjects or locality prompts")
