@@ -66,9 +66,9 @@ def prompt_tokens(space: PromptSpace) -> Figure:
     return figure
 
 
-def scope_scores(groups: Mapping[str, Sequence[float]], threshold: float | None, *, layer: int) -> Figure:
-    """Histograms of scope scores by kind of token, with the threshold above which an edit answers."""
-    figure, axes = _axes(f"Scope scores at layer {layer}")
+def gate_scores(groups: Mapping[str, Sequence[float]], threshold: float | None, *, title: str) -> Figure:
+    """Histograms of scores by kind of prompt, with the threshold from which on an edit answers."""
+    figure, axes = _axes(title)
     everything = [score for scores in groups.values() for score in scores]
     edges = np.linspace(min(0.0, *everything), max(everything) * 1.02, 41)
     for (name, scores), colour in zip(groups.items(), COLOURS, strict=False):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import cached_property, lru_cache
@@ -17,7 +17,7 @@ from typing import Any
 from editing.almanac.world import DATA
 from editing.editors import get_editor
 from editing.editors.base import EditState, Progress
-from editing.errors import StateError
+from editing.errors import ConfigError, StateError
 from editing.evals.scorer import Scorer, open_scorer
 from editing.models import BaseModel, load_base_model
 from editing.statistics import SecondMoments
@@ -74,7 +74,11 @@ class Workspace:
 
     def start(self, progress: Progress | None = None) -> Any:
         """The state before the first batch; computes the statistics it needs when they are missing."""
-        return self.editor.start(self.base, self.options, self.statistics(self.layers, progress))
+        return self.editor.start(self.base, self.options, self.moments(progress))
+
+    def moments(self, progress: Progress | None = None) -> SecondMoments | None:
+        """The statistics that the method needs to edit; None for a method that needs none."""
+        return self.statistics(self.layers, progress) if self.layers else None
 
     def statistics(self, layers: Sequence[int], progress: Progress | None = None) -> SecondMoments:
         """The base's second moments at `layers`: read once, computed when missing."""
@@ -85,19 +89,29 @@ class Workspace:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The method's options: those that come with a local model folder, and above them the settings'."""
-        beside = Path(self._model_path) / f"{self.settings.editor.method}.json"
-        shipped = read_json(beside, StateError) if beside.is_file() else {}
-        return {**shipped, **self.settings.editor.options}
+        """The method's options: those that come with a local model folder, and above them the settings'.
+
+        A method that is made of others takes theirs as tables under their names.
+        """
+        told = self.settings.editor.options
+        parts = {part: {**self.shipped_options(part), **told.get(part, {})} for part in self.editor.parts}
+        return {**self.shipped_options(self.settings.editor.method), **told, **parts}
+
+    def shipped_options(self, method: str) -> dict[str, Any]:
+        """The options of a method that come with a local model folder, as `METHOD.json`."""
+        beside = Path(self._model_path) / f"{method}.json"
+        return read_json(beside, StateError) if beside.is_file() else {}
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that the options say to edit. Raises `SettingsError` when they say none."""
-        if not (layers := self.options.get("layers")):
-            raise SettingsError(
-                f"no layers to edit are known for {self.settings.model.id!r}; set layers under [editor.options]"
-            )
-        return tuple(layers)
+        """The layers whose statistics the method needs under the options, possibly none.
+
+        Raises `SettingsError` when the method needs some and the options do not say which.
+        """
+        try:
+            return self.editor.statistics_layers(self.options)
+        except ConfigError as error:
+            raise SettingsError(f"{error} (under [editor.options], for {self.settings.model.id!r})") from error
 
     @property
     def _model_path(self) -> str:
@@ -118,7 +132,7 @@ class Workspace:
             with tempfile.TemporaryDirectory(dir=self.settings.states, prefix=".part-") as part:
                 folder = Path(part) / "state"
                 folder.mkdir()
-                self.editor.save(state, folder)
+                get_editor(state.method).save(state, folder)
                 folder.replace(target)
         return state.digest
 
@@ -140,20 +154,26 @@ class Workspace:
         return self.load(self.registry.fetch(version), digest, to_edit=to_edit)
 
     def load(self, folder: Path, digest: str, *, to_edit: bool = False) -> Any:
-        """The state in `folder`. Raises `StateError` unless it has this digest and belongs to the base."""
-        state = self.editor.load(folder, self.base, self.statistics(self.layers) if to_edit else None)
+        """The state in `folder`, of whatever method it names. Raises `StateError` unless it has this digest and
+        belongs to the base."""
+        method = read_json(folder / "state.json", StateError).get("method", self.settings.editor.method)
+        state = get_editor(method).load(folder, self.base, self.moments() if to_edit else None)
         if state.digest != digest:
             raise StateError(f"{folder} holds state {state.digest[:12]}, not {digest[:12]}; restore it from a backup")
         return state
 
     def require_options(self, state: Any) -> None:
-        """Raise `SettingsError` when the options in force are not those that `state` was made with."""
-        made_with, now = state.config.to_dict(), self.options
-        if changed := sorted(name for name, value in now.items() if made_with.get(name) != value):
-            name = changed[0]
+        """Raise `SettingsError` when method or options in force are not those that `state` was made with."""
+        if state.method != self.editor.method:
             raise SettingsError(
-                f"editor option {name} is {now[name]!r}, the champion was edited with {made_with.get(name)!r}; set it "
-                "back, or begin another line of versions with a new home"
+                f"editor.method is {self.editor.method!r}, the champion was edited with {state.method!r}; set it back, "
+                "or begin another line of versions with a new home"
+            )
+        if changed := _changed(self.options, state.config.to_dict()):
+            name, now, before = changed[0]
+            raise SettingsError(
+                f"editor option {name} is {now!r}, the champion was edited with {before!r}; set it back, or begin "
+                "another line of versions with a new home"
             )
 
     def tidy(self, kept: Collection[str | None]) -> None:
@@ -188,6 +208,18 @@ class Workspace:
             cache=self.settings.cache / "scores",
             progress=progress,
         )
+
+
+def _changed(now: Mapping[str, Any], before: Mapping[str, Any], within: str = "") -> list[tuple[str, Any, Any]]:
+    """Options that differ, sorted, with their values; those in tables by their dotted names."""
+    found: list[tuple[str, Any, Any]] = []
+    for name, value in sorted(now.items()):
+        was = before.get(name)
+        if isinstance(value, Mapping) and isinstance(was, Mapping):
+            found += _changed(value, was, f"{within}{name}.")
+        elif value != was:
+            found.append((within + name, value, was))
+    return found
 
 
 _changes: ContextVar[dict[str, Any] | None] = ContextVar("changes of settings", default=None)

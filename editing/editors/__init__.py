@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from editing.editors.both import Both
 from editing.editors.coachhook import CoachHook
 from editing.editors.recipe import Recipe
 from editing.errors import ConfigError
 
-_EDITORS = {editor.method: editor for editor in (CoachHook(), Recipe())}
+_EDITORS = {editor.method: editor for editor in (CoachHook(), Recipe(), Both())}
 
 
 def get_editor(method: str) -> Any:

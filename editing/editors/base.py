@@ -104,10 +104,24 @@ class Explanation:
     tokens: tuple[HookedToken, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class GateScores:
+    """How a state decides about prompts: for each its score, and the threshold from which on an edit answers.
+
+    `name` says what is scored (lower case with dashes), `title` says it to people.
+    """
+
+    name: str
+    title: str
+    scores: tuple[float, ...]
+    threshold: float
+
+
 class Editor(Protocol[State]):
     """An editing method. States never change: `apply` and `retract` return new ones."""
 
     method: str
+    parts: tuple[str, ...]  # the methods that this one is made of, whose options it takes by their names
 
     def statistics_layers(self, config: Any) -> tuple[int, ...]:
         """Layers whose second moments `start`, `apply` and `retract` need under this config; none: no statistics."""
@@ -135,6 +149,12 @@ class Editor(Protocol[State]):
 
     def explain(self, base: BaseModel, state: State, prompt: str) -> Explanation:
         """What the state does to `prompt`; nothing of it is attached outside this call."""
+        ...
+
+    def gate_scores(
+        self, base: BaseModel, state: State, prompts: Sequence[str], batch_size: int
+    ) -> tuple[GateScores, ...]:
+        """The scores by which each mechanism of the method decides about `prompts`."""
         ...
 
     def save(self, state: State, folder: Path) -> str:

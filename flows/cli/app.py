@@ -215,12 +215,16 @@ def history(
 def stats(as_json: AsJson = False) -> None:
     """Compute the base's second-moment statistics now, so that the first night need not.
 
-    Example: `errata stats`
+    A method that needs none (recipe) has nothing to compute. Example: `errata stats`
     """
     from tasks.progress import reporter
     from tasks.workspace import open_workspace
 
     space = open_workspace()
+    if not space.layers:
+        method = space.settings.editor.method
+        print_json({"layers": []}) if as_json else out.print(f"The method {method} needs no statistics.")
+        return
     with bars():
         made = space.statistics(space.layers, reporter())
     found = {"key": made.key, "layers": list(space.layers), "tokens": made.n_tokens}

@@ -24,7 +24,7 @@ from tasks.night.evaluate import answered_facts, report_of, retention_groups, ve
 from tasks.night.plan import NightWork
 from tasks.night.record import record_version
 from tasks.night.summary import finished_nights, scores_of
-from tasks.plots import retention_by_age, scope_scores, success_by_night
+from tasks.plots import gate_scores, retention_by_age, success_by_night
 from tasks.registry import NightRun, Version
 from tasks.workspace import Workspace, open_workspace
 
@@ -162,14 +162,14 @@ def _describe(space: Workspace, work: NightWork, run: NightRun, report: EvalRepo
     run.figure("success-by-night", success_by_night([*earlier, tonight]))
     if ages := retention_groups(report):
         run.figure("retention-by-age", retention_by_age(ages))
-    layer = max(state.layers)
-    if scores := _scores(space, state, facts, layer):  # none where the night only takes back
-        run.figure("scope-scores", scope_scores(scores, state.layers[layer].alpha, layer=layer))
+    for name, (groups, threshold, title) in _gate_scores(space, state, facts).items():
+        run.figure(name, gate_scores(groups, threshold, title=title))
 
 
-@torch.inference_mode()
-def _scores(space: Workspace, state: Any, facts: Sequence[FactChange], layer: int) -> dict[str, list[float]]:
-    """The highest scope score at `layer` on each prompt of tonight's facts, by kind; empty where nothing is gated."""
+def _gate_scores(
+    space: Workspace, state: Any, facts: Sequence[FactChange]
+) -> dict[str, tuple[dict[str, list[float]], float, str]]:
+    """By name of the score: the scores of tonight's prompts by their kind, the threshold and the title."""
     kinds: dict[str, list[str]] = {"edit prompts": [], "rephrases": [], "same subject": [], "other subjects": []}
     for fact in facts:
         kinds["edit prompts"].append(fact.question)
@@ -177,17 +177,9 @@ def _scores(space: Workspace, state: Any, facts: Sequence[FactChange], layer: in
         for item in fact.locality:
             same = fold(fact.subject) in fold(item.prompt)
             kinds["same subject" if same else "other subjects"].append(item.prompt)
-    batch_size = space.settings.evaluation.batch_size
-    found: dict[str, list[float]] = {}
+    found: dict[str, tuple[dict[str, list[float]], float, str]] = {}
     for kind, prompts in kinds.items():
-        for start in range(0, len(prompts), batch_size):
-            inputs = encode_prompts(space.base.tokenizer, prompts[start : start + batch_size]).to(space.base.device)
-            decisions: list[Any] = []
-            with space.editor.attach(space.base, state, decisions=decisions):
-                space.base.model(**inputs)
-            padding = ~inputs["attention_mask"].bool()
-            for decision in decisions:
-                if decision.layer == layer:
-                    highest = decision.scores.masked_fill(padding, float("-inf")).amax(1)
-                    found.setdefault(kind, []).extend(highest.tolist())
+        for each in space.editor.gate_scores(space.base, state, prompts, space.settings.evaluation.batch_size):
+            groups, _, _ = found.setdefault(each.name, ({}, each.threshold, each.title))
+            groups[kind] = list(each.scores)
     return found

@@ -92,7 +92,8 @@ def test_training_leaves_a_registered_encoder_and_its_curves(training):
 @pytest.mark.parametrize("fault", ["reported:2", "encoder kept", "encoder measured"])
 def test_a_killed_training_goes_on(training, home, fault):
     training()
-    command = [sys.executable, "-m", "flows.cli", "recipe", "train", "--json"]
+    script = "import sys; from flows.cli import main; sys.argv[1:] = ['recipe', 'train', '--json']; main()"
+    command = [sys.executable, "-c", script]
     environment = {**os.environ, "ERRATA_FAULT": fault}
     killed = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=home, timeout=280)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -90,6 +90,7 @@ def _rebuild(content: dict[str, Any], tensors: dict[str, Any], statistics: Secon
                     values=tensors[f"batches.{b}.targets.{t}"],
                     losses=tuple(target["losses"]),
                     converged=target["converged"],
+                    untouched=target.get("untouched", False),
                 )
                 for t, target in enumerate(batch["targets"])
             ),

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editing.editors.base import AppliedBatch, Candidate, Explanation, FactOutcome, HookedToken, Progress
+from editing.editors.base import AppliedBatch, Explanation, FactOutcome, GateScores, Progress, continuation_from
 from editing.editors.coachhook import artifact
 from editing.editors.coachhook.config import CoachHookConfig
+from editing.editors.coachhook.explain import explain, gate_scores
 from editing.editors.coachhook.prompts import Context, Group, make_groups
 from editing.editors.coachhook.scope import (
     Hooks,
@@ -32,12 +33,12 @@ from editing.editors.coachhook.scope import (
 from editing.editors.coachhook.solve import solve_update
 from editing.editors.coachhook.state import METHOD, BatchRecord, CoachHookState, LayerState, SubjectTarget
 from editing.editors.coachhook.targets import optimise_targets
-from editing.errors import EditRefusedError, StateError
+from editing.errors import ConfigError, EditRefusedError, StateError
 from editing.facts import EditBatch, FactChange
 from editing.models import BaseModel
 from editing.models.trace import inputs_of, output_of
 from editing.statistics import SecondMoments
-from editing.tokenisation import encode_prompts, find_subject, pad, padding_id
+from editing.tokenisation import encode_prompts, pad, padding_id
 
 ROWS_PER_PASS = 64
 
@@ -46,10 +47,14 @@ class CoachHook:
     """The editor; see `editing.editors.base.Editor` for what each verb promises."""
 
     method = METHOD
+    parts: tuple[str, ...] = ()
 
     def statistics_layers(self, config: CoachHookConfig | Mapping[str, Any]) -> tuple[int, ...]:
-        """The edited layers."""
-        return (config if isinstance(config, CoachHookConfig) else CoachHookConfig.from_dict(config)).layers
+        """The edited layers. Raises `ConfigError` when the config names none."""
+        layers = config.layers if isinstance(config, CoachHookConfig) else config.get("layers")
+        if not layers:
+            raise ConfigError("no layers to edit are known; set layers in the options of coachhook")
+        return tuple(layers)
 
     def start(
         self, base: BaseModel, config: CoachHookConfig | Mapping[str, Any], statistics: SecondMoments | None
@@ -110,11 +115,11 @@ class CoachHook:
     ) -> CoachHookState:
         """The state as if these facts had never been applied; an older fact that one superseded holds again.
 
-        The closed-form solves are replayed from the first batch with the targets kept in the state.
-        Only the targets of the retracted facts' own subjects are optimised again, from the batch of
-        the retraction on, since they were made for all facts of the subject together. The result is
-        that of never applying them, to float tolerance, wherever their hook let no token of a later
-        subject's prompts through; where it did, the later targets still hold what it added there.
+        The closed-form solves are replayed from the first batch with the targets kept in the state. A
+        target is optimised again only where it could have come out differently without the retracted
+        facts: for their own subjects, since a target is made for all facts of its subject together,
+        and for prompts in which a hook let a token through, then or in the replay. The result is that
+        of never applying the facts, to float tolerance.
         Raises `StateError` for an id that the state does not hold.
         """
         state.require_base(base)
@@ -129,7 +134,11 @@ class CoachHook:
                 progress("replay", done, len(state.batches))
             reopened |= {fact.key.subject for fact in record.facts if fact.fact_id in gone}
             facts = [fact for fact in record.facts if fact.fact_id not in gone]
-            kept = {target.subject: target for target in record.targets if target.subject not in reopened}
+            kept = {
+                target.subject: target
+                for target in record.targets
+                if target.subject not in reopened and target.untouched
+            }
             if facts:
                 replayed = _extend(base, replayed, facts, kept, progress)
         return replace(replayed, parent=state.digest)
@@ -145,37 +154,20 @@ class CoachHook:
         state.require_base(base)
         return Hooks(base, state.layers, state.config, decisions)
 
-    @torch.no_grad()
+    def hooks(self, base: BaseModel, state: CoachHookState) -> Hooks:
+        """The hooks alone, for an attachment that has claimed the model for more than them."""
+        state.require_base(base)
+        return Hooks(base, state.layers, state.config, within=True)
+
     def explain(self, base: BaseModel, state: CoachHookState, prompt: str) -> Explanation:
         """Every token of `prompt` at every edited layer with its score, and the facts whose subject it names."""
-        encoded = encode_prompts(base.tokenizer, [prompt]).to(base.device)
-        decisions: list[ScopeDecision] = []
-        with self.attach(base, state, decisions=decisions):
-            base.model(**encoded, use_cache=False)
-        ids = encoded["input_ids"][0].tolist()
-        tokens = tuple(
-            HookedToken(
-                layer=decision.layer,
-                position=place,
-                token=str(base.tokenizer.decode([ids[place]])),
-                score=float(decision.scores[0, place]),
-                threshold=state.layers[decision.layer].alpha,
-                fired=bool(decision.fired[0, place]),
-            )
-            for decision in decisions
-            for place in range(len(ids))
-        )
-        fired = [token.score for token in tokens if token.fired]
-        named = [fact for fact in state.facts if find_subject(prompt, fact.subject) >= 0]
-        candidates = tuple(Candidate(fact, max(fired, default=0.0)) for fact in reversed(named))
-        return Explanation(
-            method=METHOD,
-            prompt=prompt,
-            asked=prompt,
-            answered_by=named[-1] if len(named) == 1 and fired else None,
-            candidates=candidates,
-            tokens=tokens,
-        )
+        return explain(base, state, prompt)
+
+    def gate_scores(
+        self, base: BaseModel, state: CoachHookState, prompts: Sequence[str], batch_size: int
+    ) -> tuple[GateScores, ...]:
+        """The highest score of each prompt's tokens at the last edited layer; none where every token takes the hook."""
+        return gate_scores(base, state, prompts, batch_size)
 
     def save(self, state: CoachHookState, folder: Path) -> str:
         """Write `state.json`, `state.safetensors` and a README; returns the digest."""
@@ -214,7 +206,7 @@ def _extend(
     kept: Mapping[str, SubjectTarget],
     progress: Progress | None,
 ) -> CoachHookState:
-    """One batch: targets (those of subjects in `kept` as they are), then each layer's solve and threshold."""
+    """One batch: targets (those in `kept` as they are, unless a hook meets them), then each layer's solve and scope."""
     state.require_base(base)
     statistics, config = state.require_statistics(), state.config
     groups = make_groups(base.tokenizer, facts, state.facts, config)
@@ -276,8 +268,12 @@ def _targets(
     kept: Mapping[str, SubjectTarget],
     progress: Progress | None,
 ) -> list[SubjectTarget]:
-    """A target for each group in order: kept from an earlier run, or `z = h + delta` under the present hooks."""
-    new = [group for group in groups if group.subject not in kept]
+    """A target for each group in order: `z = h + delta` under the present hooks, or one kept from an earlier run.
+
+    A kept one stays only where no hook changes what its group asks, as it was when the target was made.
+    """
+    touched = dict(zip((group.subject for group in groups), _touched(base, hooks, groups, config), strict=True))
+    new = [group for group in groups if touched[group.subject] or group.subject not in kept]
     optimised = optimise_targets(base, hooks, new, config, progress)
     made = dict(kept)
     for group, result in zip(new, optimised, strict=True):
@@ -291,8 +287,37 @@ def _targets(
             values=(present_CD + result.delta.to(present_CD.device)).cpu(),
             losses=result.losses,
             converged=result.converged,
+            untouched=not touched[group.subject],
         )
     return [made[group.subject] for group in groups]
+
+
+@torch.no_grad()
+def _touched(base: BaseModel, hooks: Hooks, groups: Sequence[Group], config: CoachHookConfig) -> list[bool]:
+    """For each group, whether the present hooks change any token of the prompts that its target depends on."""
+    asked = [
+        (place, ids, end)
+        for place, group in enumerate(groups)
+        for ids, end in (
+            *((row.ids, row.asked[0]) for row in group.rows),
+            *((column.bare.ids, len(column.bare.ids)) for column in group.columns),
+        )
+    ]
+    asked.sort(key=lambda item: len(item[1]))
+    top = base.blocks[config.layers[-1]]
+    touched = [False] * len(groups)
+    for begin in range(0, len(asked), ROWS_PER_PASS):
+        chunk = asked[begin : begin + ROWS_PER_PASS]
+        ids, mask = pad([ids for _, ids, _ in chunk], padding_id(base.tokenizer), side="right")
+        inputs = {"input_ids": ids.to(base.device), "attention_mask": mask.to(base.device), "use_cache": False}
+        with continuation_from(torch.tensor([end for *_, end in chunk], device=base.device)):
+            edited_BTD = output_of(base.model.base_model, top, **inputs)
+        with hooks.paused():
+            plain_BTD = output_of(base.model.base_model, top, **inputs)
+        moved_B = ((edited_BTD != plain_BTD).any(-1).cpu() & mask.bool()).any(1)
+        for (place, *_), moved in zip(chunk, moved_B.tolist(), strict=True):
+            touched[place] |= moved
+    return touched
 
 
 def _merge(

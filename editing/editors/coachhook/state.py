@@ -50,6 +50,8 @@ class SubjectTarget:
 
     `values` `[C, D]` float32 are the target states at the last edited layer, one for each distinct
     lookup context in `columns` (the text up to the subject's end); `losses` are nats per fact.
+    `untouched` says that no hook changed any token of the prompts it was optimised on: it does not
+    depend on the facts that were applied before.
     """
 
     subject: str
@@ -58,6 +60,7 @@ class SubjectTarget:
     values: Tensor
     losses: tuple[float, ...]
     converged: bool
+    untouched: bool
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -152,6 +155,7 @@ class CoachHookState:
                             "columns": list(target.columns),
                             "losses": list(target.losses),
                             "converged": target.converged,
+                            **({"untouched": True} if target.untouched else {}),
                         }
                         for target in batch.targets
                     ],

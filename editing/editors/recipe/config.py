@@ -129,6 +129,7 @@ class TrainingConfig(_Settings):
     precision: Annotated[Precision, "of the forward passes: float32, or bfloat16 by autocast"] = "float32"
     validate_every: Annotated[int, "steps between validations"] = 100
     patience: Annotated[int, "validations without a better score before training stops; 0: never"] = 5
+    stop_score: Annotated[float, "training stops at this validation score; above 1: never"] = 2.0
     checkpoint_every: Annotated[int, "steps between checkpoints"] = 100
     seed: Annotated[int, "of the draws"] = 0
 
@@ -159,6 +160,7 @@ class TrainingConfig(_Settings):
                 "locality_queries": (1, 1000),
                 "validate_every": (1, 10**8),
                 "patience": (0, 10**6),
+                "stop_score": (0.0, 2.0),
                 "checkpoint_every": (1, 10**8),
                 "seed": (0, 2**31),
             },

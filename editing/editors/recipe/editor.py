@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from editing.editors.base import AppliedBatch, Candidate, Explanation, FactOutcome, Progress
+from editing.editors.base import AppliedBatch, Candidate, Explanation, FactOutcome, GateScores, Progress
 from editing.editors.recipe import artifact
 from editing.editors.recipe.asked import AskedText
 from editing.editors.recipe.config import RecipeConfig
@@ -40,6 +40,7 @@ class Recipe:
     """The editor; see `editing.editors.base.Editor` for what each verb promises."""
 
     method = METHOD
+    parts: tuple[str, ...] = ()
 
     def statistics_layers(self, config: RecipeConfig | Mapping[str, Any]) -> tuple[int, ...]:
         """None: RECIPE needs no statistics."""
@@ -127,6 +128,14 @@ class Recipe:
         state.require_base(base)
         return Serving(base, state, lookups)
 
+    def serving(
+        self, base: BaseModel, state: RecipeState, *, quiet: Callable[[], AbstractContextManager[Any]]
+    ) -> Serving:
+        """The serving alone, for an attachment that has claimed the model for more than it; `quiet` is entered while
+        prompt tokens pass through the model."""
+        state.require_base(base)
+        return Serving(base, state, within=True, quiet=quiet)
+
     def explain(self, base: BaseModel, state: RecipeState, prompt: str) -> Explanation:
         """Which fact answers `prompt`, its score, the limit that it had to beat, and the next best facts."""
         state.require_base(base)
@@ -145,6 +154,20 @@ class Recipe:
             limit=float(found.limits[0]) if np.isfinite(found.limits[0]) else None,
             candidates=candidates,
         )
+
+    def gate_scores(
+        self, base: BaseModel, state: RecipeState, prompts: Sequence[str], batch_size: int
+    ) -> tuple[GateScores, ...]:
+        """By how much each prompt's best fact scores above what it has to beat; none while nothing can be found."""
+        if not prompts or not state.repository.live.any():
+            return ()
+        asked = AskedText(base.tokenizer, state.config.asked)
+        texts = [asked.of_text(prompt) for prompt in prompts]
+        leads: list[float] = []
+        for start in range(0, len(texts), batch_size):
+            found = retrieve(state, texts[start : start + batch_size])
+            leads += (found.scores[:, 0] - np.where(np.isfinite(found.limits), found.limits, 0.0)).tolist()
+        return (GateScores("retrieval-scores", "Best fact's score above the gate's limit", tuple(leads), 0.0),)
 
     def save(self, state: RecipeState, folder: Path) -> str:
         """Write or link the state's files; returns the digest."""

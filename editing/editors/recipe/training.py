@@ -146,9 +146,10 @@ class _Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the steps are done, or the score has not risen for too long."""
+        """Whether the steps are done, the score is good enough, or it has not risen for too long."""
         patience = self.config.patience
-        return self.step >= self.config.steps or (patience > 0 and self.waited >= patience)
+        good = self.best_score >= self.config.stop_score
+        return self.step >= self.config.steps or good or (patience > 0 and self.waited >= patience)
 
     def advance(self, source: MetaSource) -> dict[str, float]:
         """One optimiser step; the losses and the learning rate."""
