@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flows.cli import almanac, bench, champion, facts, feed
+from flows.cli import almanac, bench, champion, explain, facts, feed, recipe
 from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, table
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
 
@@ -27,7 +27,9 @@ app = typer.Typer(
 )
 app.add_typer(champion.app)
 app.add_typer(facts.app)
+app.add_typer(explain.app)
 app.add_typer(feed.app, name="feed")
+app.add_typer(recipe.app, name="recipe")
 app.add_typer(bench.app, name="bench")
 app.add_typer(almanac.app, name="almanac")
 

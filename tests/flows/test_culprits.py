@@ -6,7 +6,6 @@ import pytest
 
 from flows.night import NightConfig, night
 from tasks.feed.schema import write_feed
-from tasks.ledger import EventKind
 from tasks.night.culprits import search_of
 from tasks.workspace import open_workspace
 
