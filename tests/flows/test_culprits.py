@@ -104,7 +104,7 @@ def test_poison_is_quarantined_and_the_rest_promoted(home, change, good, poison,
     assert poison.fact_id in page
     assert "zq xv zq xv zq" in page
     assert "2 harmful facts quarantined. 3 facts may go in." in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert not re.search(r"(src|href)=|url\(|@import|<script", page)
     version = space.registry.get(CHAMPION)
     logged = space.registry._client.download_artifacts(version.run_id, "report.html")
