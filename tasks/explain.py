@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from editing.facts import FactChange
-from tasks.ask import ask, resolve
+from tasks.ask import ask
+from tasks.champion.choose import digest_of
 from tasks.ledger.records import EventKind
 from tasks.registry import CHAMPION
 from tasks.workspace import Workspace
@@ -19,7 +20,7 @@ def explain(space: Workspace, prompt: str, version: str | int = CHAMPION) -> dic
     `candidates` are the best-scored facts, each with its source, night and version; `tokens` the
     scores of CoachHooK's hooks. Raises `RegistryError` when there is no such version.
     """
-    digest = resolve(space, version)
+    digest = digest_of(space, version)
     (answer,) = ask(space, [prompt], version)
     told: dict[str, Any] = {"prompt": prompt, "version": version, "answer": answer, "edit": None}
     if digest is None:

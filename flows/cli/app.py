@@ -1,4 +1,4 @@
-"""The commands that every day needs: init, night, replay, ask, status, history, report, stats, ui, deploy."""
+"""The commands that every day needs: init, night, replay, ask, status, history, report, release, stats, ui, deploy."""
 
 from __future__ import annotations
 
@@ -237,6 +237,27 @@ def report(
     out.print(str(path), soft_wrap=True, markup=False)
     if open_it and typer.launch(path.as_uri()):
         raise SettingsError(f"no browser could be started; open {path} in one")
+
+
+@app.command()
+def release(
+    facts: Annotated[list[str], typer.Argument(help="Ids of facts that the gate or the editor turned down.")],
+    why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
+    as_json: AsJson = False,
+) -> None:
+    """Put facts from quarantine back in the queue: the next night decides about them again.
+
+    Example: `errata release 30ce1b10f4f1c4f8a8a7be7d3a41ad0f --why "the source confirmed it"`
+    """
+    from tasks.quarantine import release as run
+    from tasks.workspace import open_workspace
+
+    released = run(open_workspace(), facts, why)
+    if as_json:
+        print_json([fact.to_dict() | {"fact_id": fact.fact_id} for fact in released])
+        return
+    for fact in released:
+        out.print(f"released {fact.fact_id}: {fact.question} {fact.target}", soft_wrap=True, markup=False)
 
 
 @app.command()

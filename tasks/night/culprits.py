@@ -102,8 +102,10 @@ class CulpritSearch:
             return (
                 f"the search for the facts to blame ended after {cost} with {len(self.blamed)} found: nothing goes in"
             )
-        waiting = f", {len(self.postponed)} wait because they are too many at once" if self.postponed else ""
-        return f"{len(self.blamed)} facts are to blame{waiting}; {len(self.kept)} pass without them ({cost})"
+        said = f"{counted(len(self.blamed), 'fact')} to blame"
+        if self.postponed:
+            said += f", {counted(len(self.postponed), 'fact')} to wait, being too many at once"
+        return f"{said}; {counted(len(self.kept), 'fact')} would pass ({cost})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` is the inverse."""
@@ -127,6 +129,11 @@ def _blamed(row: Mapping[str, Any]) -> Blamed:
         measures=tuple(Measure(**measure) for measure in row["measures"]),
         lost=tuple(LostItem(**item) for item in row["lost"]),
     )
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 @task(name="find culprits", cache_policy=NO_CACHE)

@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 from editing.evals.compare import Comparison
 from tasks.report.content import Scores
 
-WIDTH, LABEL, VALUE = 920, 330, 170
+WIDTH, LABEL, VALUE = 1000, 410, 170
 ROW, TOP = 30, 24
 GOOD, BAD, WHOLE, CHAMPION, BASE, LIMIT = "#1a7f4b", "#c62f2f", "#c62f2f", "#1b6ca8", "#7b8794", "#222b36"
 

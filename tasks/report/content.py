@@ -10,7 +10,7 @@ from editing.errors import SuiteError
 from editing.evals.gate import Decision, Verdict
 from editing.evals.report import EvalReport, ItemOutcome
 from editing.facts import FactChange
-from tasks.night.culprits import Blamed, CulpritSearch, search_of
+from tasks.night.culprits import Blamed, CulpritSearch, counted, search_of
 from tasks.night.edit import applied_facts, refusals
 from tasks.night.evaluate import EDITS, RELIABILITY, report_of, verdict_of
 from tasks.night.plan import NightWork
@@ -92,17 +92,13 @@ class Content:
         stays = "nothing changes, the champion goes on serving" if self.work.parent else "the base goes on serving"
         if self.verdict.decision is not Decision.PROMOTE:
             return f"{self._out()}The gate does not let this night in: {stays}."
-        retracted = f" and {len(self.work.retract)} retractions" if self.work.retract else ""
-        return f"{self._out()}{_count(len(self.applied), 'fact')}{retracted} may go in."
+        retracted = f" and {counted(len(self.work.retract), 'retraction')}" if self.work.retract else ""
+        return f"{self._out()}{counted(len(self.applied), 'fact')}{retracted} may go in."
 
     def _out(self) -> str:
-        parts = [_count(len(self.accused), "harmful fact") + " quarantined"] if self.accused else []
-        parts += [_count(len(self.postponed), "fact") + " postponed"] if self.postponed else []
+        parts = [counted(len(self.accused), "harmful fact") + " quarantined"] if self.accused else []
+        parts += [counted(len(self.postponed), "fact") + " postponed"] if self.postponed else []
         return f"{', '.join(parts)}. " if parts else ""
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
 def gather(space: Workspace, work: NightWork) -> Content:

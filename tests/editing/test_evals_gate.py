@@ -342,3 +342,36 @@ def test_a_report_that_contradicts_itself_is_refused(outcomes, complaint):
     good = report(quiz=[1])
     with pytest.raises(SuiteError, match=complaint):
         replace(good, outcomes=outcomes(good.outcomes[0]))
+
+
+def test_champion_and_base_are_one_family_of_tests():
+    verdict = judge(60)
+    shown = {("champion", c.metric): c for c in verdict.against_champion}
+    shown |= {("base", c.metric): c for c in verdict.against_base}
+    raw = mcnemar(40, 0)
+    assert shown["champion", QUIZ].p_inferior == pytest.approx(3 * raw)
+    assert shown["base", QUIZ].p_inferior == pytest.approx(3 * raw)
+    assert shown["champion", TASTE].p_inferior == 1.0
+
+
+def test_every_metric_says_what_drop_it_can_show_and_what_failed_can_be_judged_alone():
+    policy = replace(POLICY, base_margins={})
+    shifted = (np.asarray(FLAT) - np.random.default_rng(0).normal(0.0, 0.1, 400)).tolist()
+    verdict = judge(130, policy=policy, taste=shifted)
+    found = {row.metric: row for row in verdict.sensitivity}
+    assert found[QUIZ].detectable == detectable_drop(400, alpha=0.05, power=0.8, discordance=policy.discordance)
+    assert found[TASTE].detectable == pytest.approx((norm.ppf(0.95) + norm.ppf(0.8)) * 0.1 / 20, rel=0.1)
+    assert (found[QUIZ].n, found[QUIZ].margin) == (400, 0.05)
+    assert f"| {QUIZ} | 400 |" in verdict.to_markdown()
+    unbound = judge(20, policy=Policy(floors={QUIZ: 0.7})).sensitivity
+    assert {row.metric: row.margin for row in unbound} == {QUIZ: None, TASTE: None}
+
+    assert verdict.failed == {"floors": (QUIZ,), "champion_margins": (QUIZ,), "base_margins": ()}
+    part = policy.part(verdict.failed)
+    assert part == Policy(floors={QUIZ: 0.7}, champion_margins={QUIZ: 0.05})
+    assert part.metrics == (QUIZ,)
+    assert judge(20, policy=part).decision is Decision.PROMOTE
+    assert judge(20).failed == {"floors": (), "champion_margins": (), "base_margins": ()}
+    before = {row.metric: row for row in policy.sensitivity([probe_suite(50), probe_suite(0, "empty")])}
+    assert before["quiz.recall.generated"].n == 50
+    assert not any(metric.startswith("empty") for metric in before)

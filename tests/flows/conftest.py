@@ -2,7 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,8 +21,11 @@ from editing.facts import FactChange, LocalityPrompt
 from editing.tokenisation import lookup_index
 from flows.night import NightConfig, night
 from tasks.feed.schema import write_feed
+from tasks.night.culprits import search_of
+from tasks.night.summary import finished_nights
+from tasks.registry import CHALLENGER, CHAMPION
 from tasks.settings import QUIET
-from tasks.workspace import open_workspace
+from tasks.workspace import Workspace, open_workspace
 
 PLACES = ["Arden", "Belmont", "Corvia", "Dunmore", "Eastvale", "Farholt", "Glenrock", "Harwick", "Istria", "Jorvik"]
 NAMES = ["Ada Moss", "Ben Hale", "Cleo Vance", "Dov Stern", "Eve Lark", "Finn Oake", "Gia Reed", "Hal Birch"]
@@ -211,3 +217,69 @@ def home(tmp_path, server, tiny_model, suite_files, monkeypatch) -> Path:
     for name in QUIET:
         monkeypatch.setenv(name, os.environ.get(name, QUIET[name]))
     return tmp_path
+
+
+def _left_by(space: Workspace) -> dict:
+    """Everything that a night leaves, without times."""
+    facts = sorted(space.ledger.pending(datetime(2030, 1, 1, tzinfo=UTC)), key=str)
+    versions, nights = space.ledger.versions(), finished_nights(space.ledger)
+    ids = {fact.fact_id for record in versions for fact in space.ledger.facts_in_state(record.state_digest)}
+    searches = [search for row in nights if (search := search_of(space, row.key))]
+    ids |= {blamed.fact_id for search in searches for blamed in search.blamed}
+    events = {i: [(e.kind, e.state_digest, e.detail) for e in space.ledger.history(i)] for i in sorted(ids)}
+    return {
+        "pending": facts,
+        "versions": [(v.version, v.state_digest, v.parent_digest, v.verdict) for v in versions],
+        "registered": [(v.number, v.digest, v.tags["errata.verdict"]) for v in space.registry.versions()],
+        "aliases": {
+            alias: space.registry.aliased(alias) and space.registry.get(alias).number
+            for alias in (CHAMPION, CHALLENGER)
+        },
+        "moves": [(m.alias, m.from_version, m.to_version, m.why) for m in space.ledger.alias_moves()],
+        "events": events,
+        "searches": searches,
+        "nights": [
+            {name: value for name, value in row.to_dict().items() if name != "seconds"}
+            for row in nights
+            if row.version is not None
+        ],
+    }
+
+
+@pytest.fixture
+def survives(home, server, tmp_path, monkeypatch):
+    """`survives(fill, faults)`: kill a night at each fault in turn and go on; what it left, as an unbroken one leaves.
+
+    `fill(space)` writes the feed; the night is that of 2018-01-28.
+    """
+    script = (
+        "from datetime import datetime, UTC; from flows.night import *;"
+        "night(NightConfig(as_of=datetime(2018, 1, 28, tzinfo=UTC)))"
+    )
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run(place: Path, fault: str = "") -> subprocess.CompletedProcess:
+        armed = {"ERRATA_FAULT": fault} if fault else {}
+        environment = {**os.environ, "PREFECT_API_URL": server, "ERRATA_HOME": str(place), **armed}
+        return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+
+    def check(fill: Callable[[Workspace], None], faults: Sequence[str]) -> dict:
+        homes = {name: tmp_path / name for name in ("unbroken", "killed")}
+        for place in homes.values():
+            monkeypatch.setenv("ERRATA_HOME", str(place))
+            fill(open_workspace())
+        unbroken = run(homes["unbroken"])
+        assert unbroken.returncode == 0, unbroken.stderr
+        for fault in faults:
+            killed = run(homes["killed"], fault)
+            assert killed.returncode == -signal.SIGKILL, f"{fault}: {killed.stderr}"
+        resumed = run(homes["killed"])
+        assert resumed.returncode == 0, resumed.stderr
+        found = {}
+        for name, place in homes.items():
+            monkeypatch.setenv("ERRATA_HOME", str(place))
+            found[name] = _left_by(open_workspace())
+        assert found["killed"] == found["unbroken"]
+        return found["killed"]
+
+    return check

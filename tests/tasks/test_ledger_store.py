@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, StatementError
 
 from tasks.errors import LeaseHeldError, LedgerError
-from tasks.ledger import AliasMove, BatchCommit, Ledger, RunPhase, RunRecord, VersionRecord
+from tasks.ledger import AliasMove, BatchCommit, Event, EventKind, Ledger, RunPhase, RunRecord, VersionRecord
 from tasks.ledger.tables import metadata
 
 DAY = datetime(2019, 7, 24, tzinfo=UTC)
@@ -49,6 +49,19 @@ def test_rows_come_back_as_they_went_in_also_from_another_process(tmp_path: Path
         assert ledger.runs("night") == [run]
         assert ledger.versions() == [version(1, "a")]
         assert ledger.version_of_state("a") == version(1, "a")
+
+
+def test_a_run_and_what_it_decided_are_recorded_together_or_not_at_all(tmp_path: Path) -> None:
+    run = RunRecord(run_id="r", kind="night", phase=RunPhase.FINISHED, at=DAY)
+    torn = RunRecord(run_id="t", kind="night", phase=RunPhase.FINISHED, detail={"no": object()}, at=DAY)
+    event = Event(fact_id="f", kind=EventKind.QUARANTINED, at=DAY, run_id="r", detail={"why": "it fails"})
+    with Ledger(url(tmp_path)) as ledger:
+        with pytest.raises(StatementError):
+            ledger.record_run(torn, [event])
+        ledger.record_run(run, [event])
+        assert ledger.runs("night") == [run]
+    with create_engine(url(tmp_path)).begin() as connection:
+        assert connection.execute(text("SELECT fact_id, run_id FROM events")).all() == [("f", "r")]
 
 
 def test_nothing_is_ever_changed_or_deleted(tmp_path: Path) -> None:
