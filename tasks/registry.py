@@ -101,10 +101,14 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        self._client.log_artifacts(run_id, str(folder), STATE_FOLDER)
+        self.upload(run_id, folder)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{STATE_FOLDER}"
         made = self._client.create_model_version(self.name, source, run_id=run_id, tags={**tags, DIGEST_TAG: digest})
         return _version(made)
+
+    def upload(self, run_id: str, folder: Path) -> None:
+        """Put the files of a version where its run keeps them, in place of those that are there."""
+        self._client.log_artifacts(run_id, str(folder), STATE_FOLDER)
 
     def by_digest(self, digest: str) -> Version | None:
         """The version whose state has this digest."""

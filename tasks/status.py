@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tasks.champion.canary import CANARY
 from tasks.errors import LedgerError
 from tasks.ledger import VersionRecord
 from tasks.night.summary import finished_nights
@@ -27,7 +28,7 @@ def status_of(space: Workspace) -> dict[str, Any]:
 
 
 def night_history(space: Workspace) -> dict[str, Any]:
-    """Every finished night, and every move of an alias, oldest first."""
+    """Every finished night, every move of an alias with its reason, and every check of the champion, oldest first."""
     moves = [
         {
             "at": move.at.isoformat(timespec="seconds"),
@@ -39,7 +40,17 @@ def night_history(space: Workspace) -> dict[str, Any]:
         }
         for move in space.ledger.alias_moves()
     ]
-    return {"nights": [row.to_dict() for row in finished_nights(space.ledger)], "moves": moves}
+    checks = [
+        {
+            "at": run.at.isoformat(timespec="seconds"),
+            "checked": run.detail["checked"],
+            "serving": run.detail["serving"],
+            "found": run.detail["sentence"],
+        }
+        for run in space.ledger.runs(CANARY)
+    ]
+    nights = [row.to_dict() for row in finished_nights(space.ledger)]
+    return {"nights": nights, "moves": moves, "checks": checks}
 
 
 def fact_history(space: Workspace, fact_id: str) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def history(
     fact: Annotated[str | None, typer.Argument(help="A fact's id; without it, every night and alias move.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Every night and every move of an alias, or everything that happened to one fact.
+    """Every night, every move of an alias and why, every check of the champion; or all that happened to one fact.
 
     Example: `errata history`
     """
@@ -218,7 +218,11 @@ def history(
         print_json(told)
         return
     out.print(table("Nights", [_row(row) for row in told["nights"]], NIGHT_COLUMNS))
+    if decided := [row for row in told["nights"] if row.get("decided")]:
+        out.print(table("\nDecisions", decided, ("night", "version", "verdict", "decided")))
     out.print(table("\nAlias moves", told["moves"]))
+    if told["checks"]:
+        out.print(table("\nChecks of the champion", told["checks"]))
 
 
 @app.command()

@@ -96,7 +96,7 @@ def go_back(findings: list[Finding], to: int | None) -> CanaryResult:
     with moving(space), space.registry.answering():
         if standing(space) == failed.version:
             why = "; ".join(finding.sentence for finding in findings)
-            record_move(space, CHAMPION, to, who=CANARY, why=why, report=str(failed.health))
+            record_move(space, CHAMPION, to, who=CANARY, why=why)
         point_aliases(space)
     checkpoint("gone back")
     serving = standing(space)

@@ -26,7 +26,7 @@ from tasks.night.plan import NightWork
 from tasks.night.record import record_version
 from tasks.night.summary import finished_nights, scores_of
 from tasks.plots import gate_scores, retention_by_age, success_by_night
-from tasks.registry import NightRun, Version
+from tasks.registry import ArtifactMissingError, NightRun, Version
 from tasks.report.content import report_path
 from tasks.workspace import Workspace, open_workspace
 
@@ -51,7 +51,11 @@ def publish(work: NightWork, candidate: str) -> int:
             run.run_id, space.state_folder(candidate), digest=candidate, tags=_lineage(space, work)
         )
     checkpoint("registered")
-    _load_back(space, version)
+    try:
+        _load_back(space, version)
+    except (StateError, ArtifactMissingError):  # of a version that was registered before, and damaged since
+        space.registry.upload(version.run_id, space.state_folder(candidate))
+        _load_back(space, version)
     record_answers(space, version.digest, report)
     space.registry.tag(version.number, {"errata.verdict": verdict.decision})
     record_version(space, work, version, report, verdict)

@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
 from flows.canary import canary
+from flows.night import NightConfig, night
 from flows.promotion import promote
 from tasks.champion.canary import CANARY, ChampionFailedError, check_version
 from tasks.champion.fresh import CanaryError, Health, Question, check_in_fresh_process, examine
@@ -104,6 +106,12 @@ def test_a_damaged_champion_goes_back_by_itself(two_nights, files_of):
     assert space.registry.get(CHAMPION).number == 1
     phases = [run.phase for run in space.ledger.runs(CANARY)]
     assert phases == [RunPhase.FINISHED, RunPhase.FAILED]
+
+    # The next night makes the same state again and mends its files; a person has the last word on it.
+    row = night(NightConfig(as_of=datetime(2018, 2, 28, tzinfo=UTC)))
+    assert (row.verdict, row.version, row.champion) == ("hold", 2, 1)
+    assert "was taken back on" in row.decided
+    assert examine(question(space, 2)).health is Health.SOUND
 
     # Nothing else is left to go back to: the store is at fault, not every version.
     shutil.rmtree(files_of(1))

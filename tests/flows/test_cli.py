@@ -89,6 +89,23 @@ def test_a_day_with_the_commands(errata, home, change):
     told = json.loads(errata("history", "--json")[1])
     assert [move["alias"] for move in told["moves"]] == ["champion"]
     assert "promote" in errata("history")[1]
+
+    assert errata("ask", "The mayor of Arden is", "--as-of", "2017-12-31")[1].strip() == "Ada Moss"
+    assert errata("ask", "The mayor of Arden is", "--as-of", "2018-02-01", "--version", "1")[0] == 2
+    (life,) = json.loads(errata("audit", "Arden", "--relation", "mayor", "--json")[1])
+    assert (life["status"], life["sightings"][0]["file"]) == ("verified", "feed.parquet")
+    assert "Served" in errata("audit", life["fact_id"][:8])[1]
+    told = json.loads(errata("rollback", "--reason", "only to see", "--json")[1])
+    assert (told["start"], told["to"]) == (1, None)
+    assert errata("rollback")[0] == 1
+    assert errata("canary")[1].strip() == "the base serves: there is no version to check"
+    assert "version 1 serves now, the base no longer" in errata("promote", "1", "--reason", "seen")[1]
+    assert "rollback: only to see" in errata("history")[1]
+    code, _, told = errata("approve")
+    assert (code, "no version waits for approval" in told) == (1, True)
+    code, out, told = errata("retract", life["fact_id"][:8], "--reason", "wrong source", "--as-of", "2018-02-28")
+    assert (code, out.strip()) == (0, "1 facts taken back; version 2 serves"), told
+    assert errata("retract", life["fact_id"][:8])[0] == 1
     assert errata("stats", "--json")[0] == 0
 
 

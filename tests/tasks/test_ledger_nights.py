@@ -1,14 +1,14 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine
 
-from editing.facts import FactChange, Operation, resolve_conflicts
+from editing.facts import FactChange, Operation, fold, precedence, resolve_conflicts
 from tasks.ledger import (
     AliasMove,
     Event,
@@ -84,7 +84,7 @@ def plan(ledger: Ledger, state: str | None = None, day: int = 100) -> NightPlan:
     return plan_night(ledger, DAY + timedelta(days=day), state)
 
 
-def commit(ledger: Ledger, version: int, parent: str | None, night: NightPlan) -> str:
+def commit(ledger: Ledger, version: int, parent: str | None, night: NightPlan, restored: Sequence[str] = ()) -> str:
     """Record what the plan decided and a version that did the rest; its state is named after its number."""
     record_plan(ledger, night, RUN, DAY)
     digest = f"state-{version}"
@@ -103,8 +103,33 @@ def commit(ledger: Ledger, version: int, parent: str | None, night: NightPlan) -
         applied=[fact.fact_id for fact in night.to_apply],
         retracted=[item.fact.fact_id for item in night.retract],
         by=[item.change.fact_id for item in night.retract],
+        restored=restored,
     )
     return digest
+
+
+class Edited:
+    """What an editor makes of a line of versions: batches, which a retraction replays without its facts."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[FactChange]] = []
+
+    @property
+    def live(self) -> dict[object, FactChange]:
+        return {fact.key: fact for batch in self.batches for fact in batch}
+
+    def carry_out(self, night: NightPlan) -> None:
+        gone = {item.fact.fact_id for item in night.retract}
+        assert gone <= {fact.fact_id for batch in self.batches for fact in batch}
+        self.batches = [[fact for fact in batch if fact.fact_id not in gone] for batch in self.batches]
+        self.batches.append(list(night.to_apply))
+
+    def commit(self, ledger: Ledger, version: int, parent: str | None, night: NightPlan) -> str:
+        """`commit`, with what the editor uncovered."""
+        self.carry_out(night)
+        known = {fact.fact_id for fact in [*ledger.facts_in_state(parent), *night.to_apply]}
+        uncovered = [fact.fact_id for fact in self.live.values() if fact.fact_id not in known]
+        return commit(ledger, version, parent, night, uncovered)
 
 
 def promote(ledger: Ledger, to: int, hour: int) -> None:
@@ -242,6 +267,98 @@ def test_however_changes_spread_over_nights_the_newest_of_each_key_ends_in_the_s
         counts = ledger.status_counts(state)
         assert counts["received"] == 0
         assert counts.total() == len(received)
+
+
+def test_taking_back_the_newer_fact_uncovers_the_older_one(ledger: Ledger) -> None:
+    edited, older, newer = Edited(), change("Theresa May", -10), change("Boris Johnson", 0)
+    receive(ledger, older)
+    first = edited.commit(ledger, 1, None, plan(ledger))
+    receive(ledger, newer)
+    second = edited.commit(ledger, 2, first, plan(ledger, first))
+    receive(ledger, retraction("Boris Johnson", 10))
+    night = plan(ledger, second)
+    assert ([item.fact for item in night.retract], night.to_apply) == ([newer], ())
+    third = edited.commit(ledger, 3, second, night)
+    assert ledger.facts_in_state(third) == [older] == list(edited.live.values())
+    assert ledger.status(older.fact_id, third) is EventKind.RESTORED
+    assert ledger.status(newer.fact_id, third) is EventKind.RETRACTED
+    assert plan(ledger, third) == NightPlan(
+        as_of=DAY + timedelta(days=100),
+        parent=third,
+        to_apply=(),
+        retract=(),
+        superseded=(),
+        nothing_to_retract=(),
+    )
+    # On the line of versions that goes on from before, nothing was taken back yet.
+    assert [item.fact for item in plan(ledger, second).retract] == [newer]
+
+
+def test_what_was_never_edited_in_is_edited_in_when_it_is_uncovered(ledger: Ledger) -> None:
+    edited, older, newer = Edited(), change("Theresa May", -10), change("Boris Johnson", 0)
+    receive(ledger, older, newer)
+    first = edited.commit(ledger, 1, None, plan(ledger))
+    receive(ledger, retraction("Boris Johnson", 10))
+    night = plan(ledger, first)
+    assert ([item.fact for item in night.retract], night.to_apply) == ([newer], (older,))
+    second = edited.commit(ledger, 2, first, night)
+    assert ledger.facts_in_state(second) == [older]
+    assert ledger.status(newer.fact_id, second) is EventKind.RETRACTED
+
+
+def test_a_fact_that_the_model_knew_holds_again_without_an_edit(ledger: Ledger) -> None:
+    known, newer = change("Theresa May", -10), change("Boris Johnson", 0)
+    receive(ledger, known)
+    ledger.record([Event(fact_id=known.fact_id, kind=EventKind.KNOWN, at=DAY, run_id=RUN)])
+    receive(ledger, newer)
+    first = commit(ledger, 1, None, plan(ledger))
+    receive(ledger, retraction("Boris Johnson", 10))
+    night = plan(ledger, first)
+    assert ([item.fact for item in night.retract], night.to_apply) == ([newer], ())
+
+
+def test_a_plan_for_some_keys_leaves_the_others_waiting(ledger: Ledger) -> None:
+    mine, other = change("Boris Johnson", 0), change("x", 0, relation="capital")
+    receive(ledger, mine, other)
+    night = plan_night(ledger, DAY + timedelta(days=100), None, {mine.key})
+    assert night.to_apply == (mine,)
+    assert set(plan(ledger).to_apply) == {mine, other}
+
+
+moves = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["A", "B", "C"]), st.integers(0, 6), st.just(True), st.integers(0, 3)),
+        st.tuples(st.sampled_from(["A", "B", "C", ""]), st.integers(0, 6), st.just(False), st.integers(0, 3)),
+    ),
+    max_size=9,
+    unique_by=lambda move: move[:3],
+)
+
+
+@settings(max_examples=20, deadline=None, phases=(Phase.explicit, Phase.generate))
+@given(moves)
+def test_whatever_is_asserted_and_taken_back_the_state_holds_what_is_left(
+    tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[str, int, bool, int]]
+) -> None:
+    """The ledger and an editor agree after every night, and in the end on the newest fact that nothing took back."""
+    received = [
+        (change(target, day) if asserts else retraction(target, day), night) for target, day, asserts, night in drawn
+    ]
+    folder, edited = tmp_path_factory.mktemp("ledger"), Edited()
+    with Ledger(f"sqlite:///{folder}/ledger.db") as ledger:
+        state: str | None = None
+        for night in range(4):
+            receive(ledger, *{item.fact_id: item for item, when in received if when == night}.values())
+            state = edited.commit(ledger, night + 1, state, plan(ledger, state))
+            assert set(ledger.facts_in_state(state)) == set(edited.live.values())
+        facts = [item for item, _ in received if item.operation is Operation.ASSERT]
+        takers = [item for item, _ in received if item.operation is Operation.RETRACT]
+        left = [
+            fact
+            for fact in facts
+            if not any(precedence(r) > precedence(fact) and r.target in ("", fold(fact.target).upper()) for r in takers)
+        ]
+        assert set(edited.live.values()) == set(resolve_conflicts(left).winners)
 
 
 def test_the_champion_of_any_time_and_the_way_back(ledger: Ledger) -> None:
