@@ -11,7 +11,7 @@ Shape legend: B rows of a batch, P prompt tokens, C continuation tokens, V vocab
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -140,8 +140,12 @@ def teacher_forced(
     return [results[item] for item in range(len(plan.pairs))]
 
 
-def _counted(progress: Progress | None, stage: str, total: int, batch_size: int) -> Any:
-    return progress and (lambda batches: progress(stage, min(batches * batch_size, total), total))
+def _counted(progress: Progress | None, stage: str, total: int, batch_size: int) -> Callable[[int], None] | None:
+    def done(batches: int) -> None:
+        assert progress is not None
+        progress(stage, min(batches * batch_size, total), total)
+
+    return done if progress else None
 
 
 class _StopTexts(StoppingCriteria):
@@ -232,7 +236,7 @@ def _ended(tokenizer: PreTrainedTokenizerBase, ids: Ids, stop: Sequence[str]) ->
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
     counts = range(1, len(ids) + 1)
-    return ids[: bisect_left(counts, True, key=lambda n: any(s in tokenizer.decode(ids[:n]) for s in stop)) + 1]
+    return ids[: bisect_left(counts, True, key=lambda n: any(s in tokenizer.decode(list(ids[:n])) for s in stop)) + 1]
 
 
 def texts_of(

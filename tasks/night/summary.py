@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from editing.evals.report import EvalReport
@@ -28,7 +28,9 @@ class NightSummary:
 
     `facts` were decided about; of those `refused` belong to batches that the editor refused.
     `quarantined` rows did not come in since the night before. `champion` is the version that serves
-    after the night (None: the base).
+    after the night (None: the base). `seconds` went into editing; `timing` has the seconds, items per
+    second and share of the night of every suite (`tasks.night.timing`), `reach` the share of prompts
+    that an edit reaches, by kind, and `gauges` the method's own figures (`tasks.night.telemetry`).
     """
 
     night: str
@@ -50,6 +52,9 @@ class NightSummary:
     version: int | None = None
     champion: int | None = None
     seconds: float = 0.0
+    timing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    reach: Mapping[str, float] = field(default_factory=dict)
+    gauges: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` is the inverse."""
@@ -58,7 +63,7 @@ class NightSummary:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """The summary that `to_dict` wrote."""
-        known = {field.name for field in fields(cls)}
+        known = {item.name for item in fields(cls)}
         return cls(**{name: value for name, value in content.items() if name in known})
 
 

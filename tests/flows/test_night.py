@@ -157,7 +157,7 @@ def history_of(space: Workspace) -> dict:
         "moves": [(m.alias, m.from_version, m.to_version, m.why) for m in space.ledger.alias_moves()],
         "events": events,
         "nights": [
-            {name: value for name, value in row.to_dict().items() if name != "seconds"}
+            {name: value for name, value in row.to_dict().items() if name not in ("seconds", "timing")}
             for row in finished_nights(space.ledger)
             if row.version is not None
         ],

@@ -24,10 +24,22 @@ from editing.evals.suites.counterfact.generation import (
     read_references,
     similarity,
 )
-from editing.evals.suites.counterfact.records import CounterFactRecord, fact_changes, read
+from editing.evals.suites.counterfact.records import CounterFactRecord, change_of, fact_changes, read
 from editing.evals.suites.files import load_spec
 
-__all__ = ["SPEC", "VERSION", "CounterFactSuite", "fact_changes", "load_edited", "load_regression", "read"]
+__all__ = [
+    "NEIGHBOURHOOD",
+    "SPEC",
+    "VERSION",
+    "CounterFactRecord",
+    "CounterFactSuite",
+    "change_of",
+    "fact_changes",
+    "load_edited",
+    "load_regression",
+    "read",
+    "suite_of",
+]
 
 SPEC = load_spec(__file__)
 VERSION: str = SPEC["version"]
@@ -227,14 +239,18 @@ def _texts(
         )
 
 
-def _load(
-    path: Path, name: str, edited: bool, generation: int | None, references: str | Path | None, split: str | None
+def suite_of(
+    records: Sequence[CounterFactRecord],
+    *,
+    edited: bool,
+    generation: int | None = None,
+    references: str | Path | None = None,
 ) -> CounterFactSuite:
-    records = read(path, split)
+    """The suite of these records in either mode; the options are those of the loaders."""
     texts = read_references(Path(references)) if references is not None else {}
-    items = [*_items(records), *_texts(records, generation, texts, edited)]
+    items: list[CounterFactItem | GenerationItem] = [*_items(records), *_texts(records, generation, texts, edited)]
     return CounterFactSuite(
-        name=name,
+        name="counterfact_edits" if edited else "counterfact",
         version=VERSION,
         items=tuple({item.item_id: item for item in items}.values()),
         edited=edited,
@@ -250,7 +266,7 @@ def load_regression(
     Texts are drawn for the first `generation` records that have generation prompts (None: all) and
     compared with those of `references`, a file like ROME's `attribute_snippets.json`, about the true object.
     """
-    return _load(path, "counterfact", False, generation, references, split)
+    return suite_of(read(path, split), edited=False, generation=generation, references=references)
 
 
 def load_edited(
@@ -260,4 +276,4 @@ def load_edited(
 
     Texts are drawn as in regression mode, and compared with those about the new object.
     """
-    return _load(path, "counterfact_edits", True, generation, references, split)
+    return suite_of(read(path, split), edited=True, generation=generation, references=references)

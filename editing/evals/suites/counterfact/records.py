@@ -75,24 +75,27 @@ def read(path: Path, split: str | None = None) -> list[CounterFactRecord]:
     ]
 
 
-def fact_changes(path: Path, *, split: str | None = None) -> list[FactChange]:
-    """*Edit mode*: each record as a fact change to its counterfactual object.
+def change_of(record: CounterFactRecord) -> FactChange | None:
+    """The record as a fact change to its counterfactual object.
 
-    Left out: records whose prompt does not name the subject, and those whose new object is the true one.
+    None when its prompt does not name the subject, or the new object is the true one.
     """
-    return [
-        FactChange(
-            subject=record.subject,
-            relation=record.relation,
-            target=record.new,
-            target_old=record.true,
-            prompt=record.template,
-            rephrases=record.paraphrases,
-            locality=tuple(LocalityPrompt(prompt=prompt, answer=record.true) for prompt in record.neighbourhood),
-            effective_at=EPOCH,
-            observed_at=EPOCH,
-            source="counterfact",
-        )
-        for record in read(path, split)
-        if record.template and record.new != record.true
-    ]
+    if record.template is None or record.new == record.true:
+        return None
+    return FactChange(
+        subject=record.subject,
+        relation=record.relation,
+        target=record.new,
+        target_old=record.true,
+        prompt=record.template,
+        rephrases=record.paraphrases,
+        locality=tuple(LocalityPrompt(prompt=prompt, answer=record.true) for prompt in record.neighbourhood),
+        effective_at=EPOCH,
+        observed_at=EPOCH,
+        source="counterfact",
+    )
+
+
+def fact_changes(path: Path, *, split: str | None = None) -> list[FactChange]:
+    """*Edit mode*: the records as fact changes, those left out that are none (`change_of`)."""
+    return [change for change in map(change_of, read(path, split)) if change is not None]

@@ -10,7 +10,7 @@ from pathlib import Path
 from editing.evals.probes import Probe, ProbeSuite
 from editing.evals.suite import stable_id
 from editing.evals.suites.files import Record, load_spec, need, numbered_records
-from editing.facts import SLOT, FactChange, LocalityPrompt, fold
+from editing.facts import SLOT, FactChange, LocalityPrompt, PortabilityPrompt, fold
 
 SPEC = load_spec(__file__)
 VERSION: str = SPEC["version"]
@@ -28,6 +28,7 @@ class ZsreRecord:
     edit_target: str
     answers: tuple[str, ...]
     locality: tuple[LocalityPrompt, ...]
+    portability: tuple[PortabilityPrompt, ...]
 
 
 def _texts(value: object) -> tuple[str, ...]:
@@ -51,6 +52,18 @@ def _locality(record: Record) -> Iterator[LocalityPrompt]:
             yield LocalityPrompt(prompt=prompt.strip(), answer=answers[0])
 
 
+def _portability(record: Record) -> Iterator[PortabilityPrompt]:
+    """EasyEdit's one question, or KnowEdit's by kind."""
+    block = record.get("portability") or {}
+    pairs = [(block["New Question"], block.get("New Answer"))] if "New Question" in block else []
+    for group in () if pairs else block.values():
+        pairs += [(item.get("prompt"), item.get("ground_truth")) for item in group or ()]
+    for prompt, answer in pairs:
+        answers = _texts(answer)
+        if prompt and answers:
+            yield PortabilityPrompt(prompt=prompt.strip(), answer=answers[0])
+
+
 def read(path: Path, split: str | None = None) -> list[ZsreRecord]:
     """Every record of a ZsRE file or split. Raises `SuiteError` naming the record and the field that is missing."""
     records = []
@@ -64,6 +77,7 @@ def read(path: Path, split: str | None = None) -> list[ZsreRecord]:
                 edit_target=(record.get("alt" if mend else "target_new") or "").strip(),
                 answers=_texts(need(record, "answers" if mend else "ground_truth", file, place)),
                 locality=tuple(_locality(record)),
+                portability=tuple(_portability(record)),
             )
         )
     return records
@@ -109,6 +123,7 @@ def fact_changes(path: Path, *, split: str | None = None) -> list[FactChange]:
                 prompt=record.question.replace(record.subject, SLOT, 1),
                 rephrases=(record.rephrase,) if record.rephrase else (),
                 locality=record.locality,
+                portability=record.portability,
                 effective_at=EPOCH,
                 observed_at=EPOCH,
                 source="zsre",
