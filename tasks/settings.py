@@ -83,7 +83,7 @@ class CanarySettings(Section):
     """What a batch may do to the model; one that does more is refused, and the night goes on without it."""
 
     perplexity_ratio: float = Field(2.0, gt=1, description="Of a fixed text, edited over base, at most.")
-    weight_change: float = Field(1.0, gt=0, description="Largest relative change of an edited weight, at most.")
+    weight_change: float | None = Field(None, gt=0, description="Largest relative change of an edited weight, at most.")
 
 
 class StatisticsSettings(Section):

@@ -21,7 +21,11 @@ HEADLINES = {
 _BARE = {"shots": 0, "form": "bare"}
 ALMANAC_SOURCES = {
     "zsre": SuiteSettings(path=ALMANAC_SUITES / "zsre.json", limit=600),
-    "counterfact": SuiteSettings(path=ALMANAC_SUITES / "counterfact.json", limit=600),
+    "counterfact": SuiteSettings(
+        path=ALMANAC_SUITES / "counterfact.json",
+        limit=600,
+        options={"generation": 10, "references": ALMANAC_SUITES / "attribute_snippets.json"},
+    ),
     "mmlu": SuiteSettings(path=ALMANAC_SUITES / "mmlu", options=_BARE),
     "gsm8k": SuiteSettings(path=ALMANAC_SUITES / "gsm8k", options=_BARE),
 }

@@ -26,18 +26,17 @@ class CanaryLimits:
     """What a batch may do to the model at most.
 
     `perplexity_ratio`: of a fixed text that no fact is about, edited over base. `weight_change`: the
-    largest relative change (Frobenius) of any weight that the method edits.
+    largest relative change (Frobenius) of any weight that the method edits; None sets no limit, since
+    behind a gate a large change may harm nothing.
     """
 
     perplexity_ratio: float = 2.0
-    weight_change: float = 1.0
+    weight_change: float | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not value > 0:
-                raise ConfigError(f"canary limit {field.name} is {value}; give a positive number")
-        if self.perplexity_ratio <= 1:
+        if self.weight_change is not None and not self.weight_change > 0:
+            raise ConfigError(f"canary limit weight_change is {self.weight_change}; give a positive number")
+        if not self.perplexity_ratio > 1:
             raise ConfigError(f"canary limit perplexity_ratio is {self.perplexity_ratio}; an unharmed model has 1.0")
 
 
@@ -73,10 +72,10 @@ def require_healthy(
         raise EditRefusedError(f"{found['not_finite']:.0f} values of the state are not finite; the batch is refused")
     for name in (field.name for field in fields(limits)):
         limit = getattr(limits, name)
-        if not found[name] <= limit:
+        if limit is not None and not found[name] <= limit:
             raise EditRefusedError(
-                f"canary {name} is {found[name]:.3g} after the batch, above its limit of {limit:g}; the batch is refused, "
-                f"look at its facts or raise canaries.{name}"
+                f"canary {name} is {found[name]:.3g} after the batch, above its limit of {limit:g}; the batch is "
+                f"refused, look at its facts or raise canaries.{name}"
             )
     return found
 

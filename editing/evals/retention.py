@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from scipy.stats import norm
@@ -57,7 +58,7 @@ def forgetting_curve(observations: Iterable[Asked]) -> list[AgePoint]:
         counted = counts.setdefault(max(edge for edge in EDGES if edge <= asked.days), [0, 0])
         counted[0] += asked.right
         counted[1] += 1
-    ends = dict(zip(EDGES, EDGES[1:], strict=False))
+    ends = dict(pairwise(EDGES))
     points = []
     for edge, (right, n) in sorted(counts.items()):
         low, high = wilson(right, n)
