@@ -40,6 +40,8 @@ def harness_agreements(space: Workspace, version: str | int, only: Collection[st
     if unknown := sorted(set(only) - set(COMPARABLE)):
         raise SuiteError(f"suite {unknown[0]!r} has no task in lm-evaluation-harness; {' and '.join(COMPARABLE)} have")
     there = [name for name in suite_sources(space.settings) if name in (only or COMPARABLE)]
+    if not there:
+        raise SuiteError(f"none of {', '.join(only or COMPARABLE)} is configured under [evaluation.suites]; add one")
     rows: list[Agreement] = []
     with space.scorer(resolve(space, version), reporter()) as scorer:
         for suite in configured_suites(space.settings, there):
