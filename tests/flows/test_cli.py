@@ -105,8 +105,9 @@ def test_a_day_with_the_commands(errata, home, change):
     assert json.loads(errata("suites", "list", "--json")[1])[0]["suite"] == "zsre"
     code, out, told = errata("suites", "edit", "zsre", "--records", "2", "--json")
     assert code == 0, told
-    scores = {row["metric"]: row for row in json.loads(out)["metrics"]}
-    assert scores["edits.reliability.generated"]["base"] == 0 < scores["edits.reliability.generated"]["edited"]
+    found = json.loads(out)
+    assert found["facts"] == found["state"]["facts"] == 2
+    assert {"edits.reliability.generated", "edits.locality.generated"} <= {row["metric"] for row in found["metrics"]}
     assert errata("suites", "edit", "mmlu")[0] == 1
     code, _, told = errata("suites", "compare")
     assert (code, "none of mmlu, gsm8k is configured" in told) == (1, True)
