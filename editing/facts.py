@@ -45,6 +45,14 @@ class LocalityPrompt:
     answer: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortabilityPrompt:
+    """A prompt whose answer follows from the fact: by another name of its subject, or by reasoning from it."""
+
+    prompt: str
+    answer: str
+
+
 def fold(text: str) -> str:
     """`text` as keys compare it: outer and repeated spaces removed, case folded."""
     return " ".join(text.split()).casefold()
@@ -67,6 +75,7 @@ class FactChange:
     target_old: str | None = None
     rephrases: tuple[str, ...] = ()
     locality: tuple[LocalityPrompt, ...] = ()
+    portability: tuple[PortabilityPrompt, ...] = ()
     effective_at: datetime
     observed_at: datetime
     source: str
@@ -121,7 +130,11 @@ class FactChange:
         return tuple(text.replace(SLOT, self.subject) for text in self.rephrases)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, times in ISO 8601; `from_dict` is the inverse."""
+        """Plain JSON types, times in ISO 8601; `from_dict` is the inverse.
+
+        Without portability prompts it does not name them, so that ids do not depend on that field being known.
+        """
+        portability = [{"prompt": item.prompt, "answer": item.answer} for item in self.portability]
         return {
             "operation": self.operation.value,
             "subject": self.subject,
@@ -135,6 +148,7 @@ class FactChange:
             "observed_at": self.observed_at.isoformat(),
             "source": self.source,
             "source_rank": self.source_rank,
+            **({"portability": portability} if portability else {}),
         }
 
     @classmethod
@@ -149,6 +163,7 @@ class FactChange:
             prompt=content["prompt"],
             rephrases=tuple(content["rephrases"]),
             locality=tuple(LocalityPrompt(**item) for item in content["locality"]),
+            portability=tuple(PortabilityPrompt(**item) for item in content.get("portability", ())),
             effective_at=datetime.fromisoformat(content["effective_at"]),
             observed_at=datetime.fromisoformat(content["observed_at"]),
             source=content["source"],

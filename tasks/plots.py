@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from editing.bench.prompt_space import PromptSpace
+from editing.evals.retention import AgePoint
 
 COLOURS = ("#1b6ca8", "#d1495b", "#3c8d63", "#8a5a9e", "#e0a030", "#5c6773")
 SUCCESS = ("reliability", "generality", "locality", "retention")
@@ -63,6 +64,43 @@ def prompt_tokens(space: PromptSpace) -> Figure:
     axes.set_xlabel(f"component 1 ({space.explained[0]:.0%} of the variance)")
     axes.set_ylabel(f"component 2 ({space.explained[1]:.0%})")
     axes.legend(frameon=False, fontsize=8, markerscale=2)
+    return figure
+
+
+def forgetting_curve(points: Sequence[AgePoint]) -> Figure:
+    """Share of facts still answered, 0 to 1, over their age when asked, with the 95% interval."""
+    figure, axes = _axes("Forgetting curve: all facts asked so far (generated exact match)")
+    at = range(len(points))
+    shares = [point.answered for point in points]
+    errors = [[p.answered - p.low for p in points], [p.high - p.answered for p in points]]
+    axes.errorbar(at, shares, yerr=errors, color=COLOURS[0], marker="o", markersize=4, capsize=3, linewidth=1.6)
+    for i, point in enumerate(points):
+        axes.annotate(
+            f"{point.asked}", (i, point.answered), (0, -14), textcoords="offset points", ha="center", fontsize=7
+        )
+    axes.set_xticks(at, [age_label(point) for point in points], rotation=30, ha="right", fontsize=8)
+    axes.set_xlabel("age in days (below the line: facts asked)", fontsize=8)
+    axes.set_ylim(0, 1.05)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+def age_label(point: AgePoint) -> str:
+    """The ages of a point, in days."""
+    return f"{point.from_days}+" if point.to_days is None else f"{point.from_days}-{point.to_days - 1}"
+
+
+def over_nights(title: str, nights: Sequence[tuple[str, Mapping[str, float]]], label: str) -> Figure:
+    """A line for each figure over the nights that have it: rows of (night, figures by name)."""
+    figure, axes = _axes(title)
+    for name in sorted({name for _, figures in nights for name in figures}):
+        points = [(i, figures[name]) for i, (_, figures) in enumerate(nights) if name in figures]
+        axes.plot(*zip(*points, strict=True), linewidth=1.6, marker="o", markersize=3, label=name)
+    step = max(1, len(nights) // 12)
+    labels = [night for night, _ in nights]
+    axes.set_xticks(range(0, len(labels), step), labels[::step], rotation=30, ha="right", fontsize=8)
+    axes.set_ylabel(label, fontsize=8)
+    axes.legend(frameon=False, fontsize=7, ncols=2)
     return figure
 
 

@@ -6,7 +6,7 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -29,6 +29,7 @@ RESERVED = frozenset({CONFIG_VARIABLE, "ERRATA_DATA", "ERRATA_FAULT"})
 ALMANAC = "almanac"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5080  # of the pages that `errata ui` starts
 _OPEN_ENDED = ("EDITOR__OPTIONS", "GATE__POLICY", "EVALUATION__SUITES", "RECIPE__ENCODER", "RECIPE__TRAINING")
+SUITE_PATHS = ("shots_from", "references")  # options of suites that name files
 PATHS = (("feed", "landing"), ("statistics", "corpus"), ("recipe", "edits"))
 # Prefect's pages keep every log line; only the terminal is spared.
 QUIET = {
@@ -79,6 +80,13 @@ class EditorSettings(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="Fields of the method's own config.")
 
 
+class BatchCanarySettings(Section):
+    """What a batch may do to the model; one that does more is refused, and the night goes on without it."""
+
+    perplexity_ratio: float = Field(2.0, gt=1, description="Of a fixed text, edited over base, at most.")
+    weight_change: float | None = Field(None, gt=0, description="Largest relative change of an edited weight, at most.")
+
+
 class StatisticsSettings(Section):
     """The text sample that second moments are computed over."""
 
@@ -108,11 +116,22 @@ class FeedSettings(Section):
 
 
 class SuiteSettings(Section):
-    """One suite of the nightly evaluation."""
+    """One suite of the nightly evaluation: local files, or a Hugging Face dataset."""
 
-    path: Path = Field(description="File or folder in the suite's published format.")
+    path: Path | None = Field(None, description="File or folder in the suite's published format.")
+    dataset: str | None = Field(None, description="A Hugging Face dataset instead: hub id, or a folder in its layout.")
+    subset: str | None = Field(None, description="Configuration of the dataset, such as 'all' of cais/mmlu.")
+    revision: str | None = Field(None, description="Revision of the dataset: commit or tag.")
     limit: int = Field(300, ge=1, description="Items drawn, at most; the same ones every night.")
     options: dict[str, Any] = Field(default_factory=dict, description="The suite's own options: shots, form, split.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give the suite either a path or a dataset")
+        if self.dataset is None and (self.subset or self.revision):
+            raise ValueError("subset and revision belong to a dataset, not to a path")
+        return self
 
 
 class EvaluationSettings(Section):
@@ -120,6 +139,7 @@ class EvaluationSettings(Section):
 
     suites: dict[str, SuiteSettings] = Field(default_factory=dict, description="By name; default: the Almanac's four.")
     batch_size: int = Field(64, ge=1, description="Fixed, because scores may move with it; recorded in every report.")
+    shards: int = Field(1, ge=1, description="Threads that share a model's batches; changes no score.")
     retention: int = Field(100, ge=1, description="Facts of earlier nights that are asked again, at most.")
     seed: int = Field(0, description="Draws the samples.")
 
@@ -164,6 +184,7 @@ class Settings(BaseSettings):
     prefect_api_url: str | None = Field(None, description="Default: an ephemeral server. PREFECT_API_URL wins.")
     model: ModelSettings = ModelSettings()
     editor: EditorSettings = EditorSettings()
+    batch_canaries: BatchCanarySettings = BatchCanarySettings()
     statistics: StatisticsSettings = StatisticsSettings()
     recipe: RecipeSettings = RecipeSettings()
     feed: FeedSettings = FeedSettings()
@@ -273,12 +294,21 @@ def load_settings(**changes: Any) -> Settings:
     recipe = placed.get("recipe", settings.recipe)
     without = [(root / path.expanduser()).resolve() for path in recipe.without]
     placed["recipe"] = recipe.model_copy(update={"without": without})
-    suites = {
-        name: suite.model_copy(update={"path": (root / suite.path.expanduser()).resolve()})
-        for name, suite in settings.evaluation.suites.items()
-    }
+    suites = {name: _placed(suite, root) for name, suite in settings.evaluation.suites.items()}
     placed["evaluation"] = settings.evaluation.model_copy(update={"suites": suites})
     return settings.model_copy(update=placed)
+
+
+def _placed(suite: SuiteSettings, root: Path) -> SuiteSettings:
+    """The suite with its own paths, and those among its options, below `root`."""
+    options = {
+        name: str((root / Path(value).expanduser()).resolve()) if name in SUITE_PATHS else value
+        for name, value in suite.options.items()
+    }
+    path = suite.path and (root / suite.path.expanduser()).resolve()
+    local = suite.dataset and (root / suite.dataset).is_dir()
+    dataset = str((root / suite.dataset).resolve()) if suite.dataset and local else suite.dataset
+    return suite.model_copy(update={"path": path, "dataset": dataset, "options": options})
 
 
 def activate(settings: Settings) -> None:

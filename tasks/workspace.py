@@ -18,6 +18,9 @@ from editing.almanac.world import DATA
 from editing.editors import get_editor
 from editing.editors.base import EditState, Progress
 from editing.errors import ConfigError, StateError
+from editing.evals.canaries import CanaryLimits
+from editing.evals.lanes import Lanes
+from editing.evals.requests import RequestBook
 from editing.evals.scorer import Scorer, open_scorer
 from editing.models import BaseModel, load_base_model
 from editing.statistics import SecondMoments
@@ -38,6 +41,7 @@ class Workspace:
         for folder in (settings.landing, settings.home / "mlflow"):
             folder.mkdir(parents=True, exist_ok=True)
         self._statistics: dict[tuple[int, ...], SecondMoments] = {}
+        self._requests = RequestBook()
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -69,6 +73,11 @@ class Workspace:
             device=model.device,
             device_map=model.device_map,
         )
+
+    @cached_property
+    def _lanes(self) -> Lanes:
+        """The model objects that evaluations are shared out to."""
+        return Lanes(self.base, self.settings.evaluation.shards)
 
     @cached_property
     def editor(self) -> Any:
@@ -104,6 +113,11 @@ class Workspace:
         """The options of a method that come with a local model folder, as `METHOD.json`."""
         beside = Path(self._model_path) / f"{method}.json"
         return read_json(beside, StateError) if beside.is_file() else {}
+
+    @property
+    def canary_limits(self) -> CanaryLimits:
+        """What a batch may do to the model."""
+        return CanaryLimits(**self.settings.batch_canaries.model_dump())
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -209,6 +223,8 @@ class Workspace:
             None if digest is None else self.state(digest),
             batch_size=self.settings.evaluation.batch_size,
             cache=self.settings.cache / "scores",
+            book=self._requests,
+            lanes=self._lanes,
             progress=progress,
         )
 

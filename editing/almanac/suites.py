@@ -1,10 +1,10 @@
 """Writes the Almanac's four suites in the published file formats.
 
-`write_suites` fills a folder with `zsre.json` (the fields of MEND), `counterfact.json` (the fields
-of ROME), `mmlu/{dev,test}/RELATION_{dev,test}.csv` and `gsm8k/test.jsonl`; `SUITES` holds what it
-writes with the default arguments. ZsRE and CounterFact ask for facts that no feed edits; their
-edit targets are false and of the right kind. MMLU and GSM8K hold only problems that the training
-text leaves out.
+`write_suites` fills a folder with `zsre.json` (the fields of MEND), `counterfact.json` and its
+reference texts `attribute_snippets.json` (the fields of ROME), `mmlu/{dev,test}/RELATION_{dev,test}.csv`
+and `gsm8k/test.jsonl`; `SUITES` holds what it writes with the default arguments. ZsRE and
+CounterFact ask for facts that no feed edits; their edit targets are false and of the right kind.
+MMLU and GSM8K hold only problems that the training text leaves out.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ SUITES = DATA / "suites"
 RECORDS = 200  # of ZsRE and of CounterFact
 QUESTIONS = 60  # of each relation in MMLU's test split
 EXAMPLES = 5  # of each relation in MMLU's dev split
+SAMPLES = 4  # reference texts of each object
 PROBLEMS = 240  # of GSM8K
 
 _PROPERTIES = {  # Wikidata's property for each relation, as CounterFact names relations
@@ -49,7 +50,9 @@ def write_suites(world: World, folder: Path, *, seed: int = 0) -> None:
     """Write the four suites into `folder`; the same world and seed give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "zsre.json", zsre_records(world, random.Random(f"{seed} zsre")))
-    _write_json(folder / "counterfact.json", counterfact_records(world, random.Random(f"{seed} counterfact")))
+    counterfacts = counterfact_records(world, random.Random(f"{seed} counterfact"))
+    _write_json(folder / "counterfact.json", counterfacts)
+    _write_json(folder / "attribute_snippets.json", reference_records(world, counterfacts))
     for relation in sorted(world.static_relations):
         rows = mmlu_rows(world, relation, random.Random(f"{seed} mmlu {relation}"))
         for split, part in {"dev": rows[:EXAMPLES], "test": rows[EXAMPLES:]}.items():
@@ -110,8 +113,8 @@ def counterfact_records(world: World, rng: random.Random) -> list[dict[str, Any]
                 "requested_rewrite": {
                     "prompt": phrasings[0],
                     "relation_id": _PROPERTIES[fact.relation],
-                    "target_new": {"str": new, "id": ""},
-                    "target_true": {"str": fact.object, "id": ""},
+                    "target_new": {"str": new, "id": _object_id(new)},
+                    "target_true": {"str": fact.object, "id": _object_id(fact.object)},
                     "subject": fact.subject,
                 },
                 "paraphrase_prompts": [text.replace(SLOT, fact.subject) for text in rng.sample(phrasings[1:], 2)],
@@ -121,6 +124,32 @@ def counterfact_records(world: World, rng: random.Random) -> list[dict[str, Any]
             }
         )
     return records
+
+
+def reference_records(world: World, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the training text says of things that have an object of `records`, in ROME's `attribute_snippets` fields."""
+    wanted = {
+        (record["requested_rewrite"]["relation_id"], record["requested_rewrite"][name]["id"])
+        for record in records
+        for name in ("target_true", "target_new")
+    }
+    told: dict[tuple[str, str], dict[str, Any]] = {}
+    for fact in world.steady_facts:
+        relation, target = _PROPERTIES[fact.relation], _object_id(fact.object)
+        if (relation, target) not in wanted:
+            continue
+        empty = {"relation_id": relation, "target_id": target, "samples": []}
+        samples = told.setdefault((relation, target), empty)["samples"]
+        if len(samples) < SAMPLES:
+            prompts = (text.replace(SLOT, fact.subject) for text in world.relations[fact.relation].phrasings)
+            text = " ".join(f"{prompt} {fact.object}." for prompt in prompts)
+            samples.append({"name": fact.subject, "target": fact.object, "text": text})
+    return [told[key] for key in sorted(told)]
+
+
+def _object_id(name: str) -> str:
+    """The Almanac's objects have no Wikidata ids: their names stand for them."""
+    return "_".join(name.split())
 
 
 def _ten_prompts(phrasings: Sequence[str], subjects: Sequence[str], rng: random.Random) -> list[str]:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -182,6 +182,45 @@ def claim(base: BaseModel) -> None:
 def release(base: BaseModel) -> None:
     """Give the model object back that `claim` took."""
     delattr(base.model, _ATTACHED)
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeReading:
+    """How far a state's edits reach into one text.
+
+    `touched` of its `tokens` are computed otherwise than by the base. `score` is the highest that an
+    edit reached and `threshold` what it had to reach, both in the method's own unit; `fact_id` is
+    the edit that answered, from a method that answers by one.
+    """
+
+    tokens: int
+    touched: int
+    score: float
+    threshold: float
+    fact_id: str | None = None
+
+    @property
+    def margin(self) -> float:
+        """How far the score is above the threshold."""
+        return self.score - self.threshold
+
+
+@runtime_checkable
+class ReportsScope(Protocol):
+    """An editor that can say what its states reach: the telemetry of a night, and which answers are the base's."""
+
+    def read_scope(
+        self, base: BaseModel, state: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 64
+    ) -> list[ScopeReading]:
+        """What `state`, which is not attached to `base`, does to each row: a prompt's tokens and those after it.
+
+        A row that is not `touched` gets the base's logits.
+        """
+        ...
+
+    def gauges(self, state: Any) -> dict[str, float]:
+        """Figures of the state that are worth following from night to night, by name."""
+        ...
 
 
 _continuation: ContextVar[int | Tensor | None] = ContextVar("continuation", default=None)

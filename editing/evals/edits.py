@@ -1,4 +1,4 @@
-"""Reliability, generality and locality of applied edits, and what is left of the older ones.
+"""Reliability, generality, portability and locality of applied edits, and what is left of the older ones.
 
 Three moments, one suite each: `batch` (right after a batch), `edits` (after the night's last
 batch) and `retention` (facts of earlier nights, grouped by age).
@@ -18,10 +18,10 @@ from editing.evals.scorer import Scorer
 from editing.evals.suite import Suite, stable_id
 from editing.facts import FactChange, Operation, fold, resolve_conflicts
 
-EDITS_VERSION = "1"
-RELIABILITY, GENERALITY = "reliability", "generality"
+EDITS_VERSION = "2"
+RELIABILITY, GENERALITY, PORTABILITY = "reliability", "generality", "portability"
 LOCALITY, SAME_SUBJECT_LOCALITY = "locality", "same_subject_locality"
-EDIT_METRICS = (RELIABILITY, GENERALITY, LOCALITY, SAME_SUBJECT_LOCALITY)
+EDIT_METRICS = (RELIABILITY, GENERALITY, PORTABILITY, LOCALITY, SAME_SUBJECT_LOCALITY)
 AGE_BUCKETS = (1, 7, 30, 90, 365)  # upper ends in days
 
 AnySuite = TypeVar("AnySuite", bound=Suite)
@@ -110,6 +110,12 @@ def _probes(
                 excluded["rephrase contradicted by another edit"] += 1
             else:
                 add(GENERALITY, f"{fact.fact_id}:{stable_id(text)}", text, fact.target, group)
+        for ported in fact.portability:
+            if in_force.find(ported.prompt, ported.answer):
+                excluded["portability prompt contradicted by an edit"] += 1
+            else:
+                item_id = f"{fact.fact_id}:{stable_id(ported.prompt, ported.answer)}"
+                add(PORTABILITY, item_id, ported.prompt, ported.answer, group)
         for local in fact.locality:
             if not local.answer.strip():
                 excluded["locality prompt without an answer"] += 1

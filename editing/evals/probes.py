@@ -15,8 +15,9 @@ from typing import Any
 
 from editing.errors import SuiteError
 from editing.evals.report import ItemOutcome
+from editing.evals.requests import target_lengths
 from editing.evals.scorer import Scorer
-from editing.evals.scoring import ANSWER_SLACK, TeacherForced, exact_match, target_lengths
+from editing.evals.scoring import ANSWER_SLACK, TeacherForced, exact_match
 from editing.evals.suite import Suite
 from editing.facts import fold
 

@@ -64,7 +64,8 @@ class Metric:
 class SuiteRecord:
     """Which suite was scored: `digest` covers its items and prompt forms, `excluded` counts items left out by reason.
 
-    `derived` holds metrics that are no mean over items, by full name.
+    `derived` holds metrics that are no mean over items, by full name. Of the rows that the items
+    `asked` of the model, `computed` were run; the others were remembered, or are the base's.
     """
 
     name: str
@@ -74,6 +75,8 @@ class SuiteRecord:
     seconds: float
     excluded: Mapping[str, int] = field(default_factory=dict)
     derived: Mapping[str, float] = field(default_factory=dict)
+    asked: int = 0
+    computed: int = 0
 
 
 def _summarise(outcomes: Iterable[ItemOutcome]) -> Metric:

@@ -10,27 +10,33 @@ Shape legend: B rows of a batch, P prompt tokens, C continuation tokens, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from editing.editors.base import Progress
-from editing.errors import SuiteError
+from editing.evals.lanes import Lanes
+from editing.evals.requests import ForcedPlan, GenerationPlan, Ids, Row, plan_forced, plan_generation
 from editing.facts import fold
 from editing.models import BaseModel
-from editing.tokenisation import encode_prompts, pad, padding_id, tokenise_with_target
+from editing.tokenisation import pad, padding_id
 
-Ids = tuple[int, ...]
-
-SCORING_VERSION = "1"  # raised with any change that can move a result; part of every cache key
+SCORING_VERSION = "2"  # raised with any change that can move a result; part of every cache key
 DEFAULT_BATCH_SIZE = 64
 ANSWER_SLACK = 3  # tokens an answer may run beyond its target, so that the boundary after it is seen
 NEWLINE = ("\n",)
-_ENCODE_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,38 +61,6 @@ class TeacherForced:
     def mean_logprob(self) -> float:
         """Log-likelihood per token in nats, so that targets of unlike length can be compared."""
         return self.logprob / len(self.target_ids)
-
-
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[Ids]:
-    rows: list[Ids] = []
-    for start in range(0, len(prompts), _ENCODE_ROWS):
-        batch = encode_prompts(tokenizer, prompts[start : start + _ENCODE_ROWS])
-        for row, kept in zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True):
-            rows.append(tuple(row[kept].tolist()))
-    return rows
-
-
-def _pair_ids(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str]
-) -> list[tuple[Ids, Ids]]:
-    return [
-        (tuple(tokens.ids[: inside[0]]), tuple(tokens.ids[i] for i in inside))
-        for tokens, inside in tokenise_with_target(tokenizer, list(zip(prompts, targets, strict=True)))
-    ]
-
-
-def target_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str]) -> list[int]:
-    """Tokens in each target where it follows its prompt."""
-    return [len(target) for _, target in _pair_ids(tokenizer, prompts, targets)]
-
-
-def _check_room(base: BaseModel, longest: int, prompt: str) -> None:
-    room = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
-    if room is not None and longest > room:
-        raise SuiteError(
-            f"{longest} tokens are needed for prompt {prompt[:60]!r} and its answer, {base.model_id} has room for "
-            f"{room}; use fewer shots or fewer new tokens"
-        )
 
 
 def _read(base: BaseModel, batch: Sequence[tuple[Ids, Ids]], fill: int) -> Tensor:
@@ -116,6 +90,38 @@ def _read(base: BaseModel, batch: Sequence[tuple[Ids, Ids]], fill: int) -> Tenso
 
 
 @torch.inference_mode()
+def read_targets(
+    lanes: Lanes,
+    plan: ForcedPlan,
+    rows: Sequence[Row],
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    *,
+    progress: Progress | None = None,
+) -> dict[int, TeacherForced]:
+    """The targets of those requests of `plan` that `rows` answer, by request."""
+    fill = padding_id(lanes.models[0].tokenizer)
+
+    def read(base: BaseModel, batch: Sequence[Row]) -> dict[int, TeacherForced]:
+        logits_BCV = _read(base, batch, fill).float()
+        best_BC = logits_BCV.argmax(-1).tolist()
+        norm_BC = logits_BCV.logsumexp(-1)
+        found = {}
+        for b, row in enumerate(batch):
+            for item in plan.asked[row]:
+                target = plan.pairs[item][1]
+                places = torch.arange(len(target), device=norm_BC.device)
+                token_C = logits_BCV[b, places, torch.tensor(target, device=norm_BC.device)]
+                logprob = (token_C - norm_BC[b, places]).double().sum().item()
+                found[item] = TeacherForced(target, tuple(best_BC[b][: len(target)]), logprob)
+        return found
+
+    results: dict[int, TeacherForced] = {}
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    for part in lanes.map(read, batches, _counted(progress, "teacher-forced", len(rows), batch_size)):
+        results.update(part)
+    return results
+
+
 def teacher_forced(
     base: BaseModel,
     prompts: Sequence[str],
@@ -129,31 +135,17 @@ def teacher_forced(
     Rows that need the same tokens in are computed once, so the one-token options of a question
     cost one row. Raises `SuiteError` when a row does not fit the model's positions.
     """
-    pairs = _pair_ids(base.tokenizer, prompts, targets)
-    asked: dict[tuple[Ids, Ids], list[int]] = {}
-    for item, (prompt, target) in enumerate(pairs):
-        asked.setdefault((prompt, target[:-1]), []).append(item)
-    rows = sorted(asked, key=lambda row: (len(row[1]), len(row[0]), row))
-    if rows:
-        longest = max(rows, key=lambda row: len(row[0]) + len(row[1]))
-        _check_room(base, len(longest[0]) + len(longest[1]), prompts[asked[longest][0]])
-    results: list[TeacherForced | None] = [None] * len(pairs)
-    fill = padding_id(base.tokenizer)
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        logits_BCV = _read(base, batch, fill).float()
-        best_BC = logits_BCV.argmax(-1).tolist()
-        norm_BC = logits_BCV.logsumexp(-1)
-        for b, row in enumerate(batch):
-            for item in asked[row]:
-                target = pairs[item][1]
-                places = torch.arange(len(target), device=norm_BC.device)
-                token_C = logits_BCV[b, places, torch.tensor(target, device=norm_BC.device)]
-                logprob = (token_C - norm_BC[b, places]).double().sum().item()
-                results[item] = TeacherForced(target, tuple(best_BC[b][: len(target)]), logprob)
-        if progress:
-            progress("teacher-forced", min(start + batch_size, len(rows)), len(rows))
-    return [result for result in results if result is not None]
+    plan = plan_forced(base, prompts, targets)
+    results = read_targets(Lanes(base), plan, plan.rows, batch_size, progress=progress)
+    return [results[item] for item in range(len(plan.pairs))]
+
+
+def _counted(progress: Progress | None, stage: str, total: int, batch_size: int) -> Callable[[int], None] | None:
+    def done(batches: int) -> None:
+        assert progress is not None
+        progress(stage, min(batches * batch_size, total), total)
+
+    return done if progress else None
 
 
 class _StopTexts(StoppingCriteria):
@@ -169,14 +161,92 @@ class _StopTexts(StoppingCriteria):
         return torch.tensor([any(s in text for s in self.stop) for text in texts], device=input_ids.device)
 
 
-def cut(text: str, stop: Sequence[str]) -> str:
-    """`text` up to the first stop text, outer spaces removed."""
-    for mark in stop:
-        text = text.split(mark, 1)[0]
-    return text.strip()
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Draws each token from the `top_k` likeliest, by its probability among them; the same `seed` draws the same."""
+
+    top_k: int
+    seed: int
+
+
+class _Draw(LogitsProcessor):
+    """Adds Gumbel noise to each row's best tokens, so that the greedy choice is a draw (Gumbel 1954).
+
+    Every row draws from a stream of its own, made of the seed and its prompt: batch mates change nothing.
+    """
+
+    def __init__(self, sampling: Sampling, rows: Sequence[Ids]) -> None:
+        self.top_k = sampling.top_k
+        self.streams = []
+        for row in rows:
+            seed = sha256(f"{sampling.seed}:{row}".encode()).digest()
+            self.streams.append(torch.Generator().manual_seed(int.from_bytes(seed[:7])))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        best_BK, at_BK = scores.float().topk(self.top_k)
+        uniform_BK = torch.stack([torch.rand(self.top_k, generator=stream) for stream in self.streams])
+        noise_BK = -torch.log(-torch.log(uniform_BK.clamp(1e-20, 1 - 1e-7)))
+        drawn = torch.full_like(scores, float("-inf"), dtype=torch.float32)
+        return drawn.scatter(1, at_BK, best_BK + noise_BK.to(best_BK.device))
 
 
 @torch.inference_mode()
+def generate_rows(
+    lanes: Lanes,
+    plan: GenerationPlan,
+    rows: Sequence[Ids],
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    *,
+    stop: Sequence[str] = NEWLINE,
+    sampling: Sampling | None = None,
+    progress: Progress | None = None,
+) -> dict[Ids, Ids]:
+    """The tokens generated after each of `rows` of `plan`, to its stop text or budget; greedy without `sampling`."""
+    tokenizer = lanes.models[0].tokenizer
+    fill = padding_id(tokenizer)
+
+    def run(base: BaseModel, batch: Sequence[Ids]) -> list[Ids]:
+        input_ids, mask = (x.to(base.device) for x in pad(batch, fill, side="left"))
+        width = input_ids.shape[1]
+        out: Tensor = base.model.generate(  # type: ignore[operator]
+            input_ids=input_ids,
+            attention_mask=mask,
+            max_new_tokens=plan.budget_of[batch[-1]],
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            pad_token_id=fill,
+            logits_processor=LogitsProcessorList([_Draw(sampling, batch)] if sampling else []),
+            stopping_criteria=StoppingCriteriaList([_StopTexts(base.tokenizer, stop, width)] if stop else []),
+        )
+        return [tuple(row) for row in out[:, width:].tolist()]
+
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    stage = "sampled" if sampling else "generated"
+    made = lanes.map(run, batches, _counted(progress, stage, len(rows), batch_size))
+    return {
+        row: _ended(tokenizer, ids[: plan.budget_of[row]], stop)
+        for batch, results in zip(batches, made, strict=True)
+        for row, ids in zip(batch, results, strict=True)
+    }
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, ids: Ids, stop: Sequence[str]) -> Ids:
+    """`ids` up to where the text was finished: what follows is there for batch mates that needed longer."""
+    if tokenizer.eos_token_id in ids:
+        ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
+    counts = range(1, len(ids) + 1)
+    return ids[: bisect_left(counts, True, key=lambda n: any(s in tokenizer.decode(list(ids[:n])) for s in stop)) + 1]
+
+
+def texts_of(
+    tokenizer: PreTrainedTokenizerBase, plan: GenerationPlan, made: dict[Ids, Ids], stop: Sequence[str]
+) -> list[str]:
+    """The text of each request of `plan`, cut at its budget and at the first stop text."""
+    ids = [list(made[row][:budget]) for row, budget in zip(plan.prompts, plan.budgets, strict=True)]
+    return [cut(text, stop) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
 def generate_greedy(
     base: BaseModel,
     prompts: Sequence[str],
@@ -193,36 +263,16 @@ def generate_greedy(
     prompt and its budget do not fit the model's positions.
     """
     budgets = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    ids = _prompt_ids(base.tokenizer, prompts)
-    budget_of: dict[Ids, int] = {}
-    for row, budget in zip(ids, budgets, strict=True):
-        budget_of[row] = max(budget, budget_of.get(row, 0))
-    for row, prompt in zip(ids, prompts, strict=True):
-        _check_room(base, len(row) + budget_of[row], prompt)
-    rows = sorted(budget_of, key=lambda row: (budget_of[row], len(row), row))
-    fill = padding_id(base.tokenizer)
-    new_ids: dict[Ids, list[int]] = {}
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        input_ids, mask = (x.to(base.device) for x in pad(batch, fill, side="left"))
-        width = input_ids.shape[1]
-        out: Tensor = base.model.generate(  # type: ignore[operator]
-            input_ids=input_ids,
-            attention_mask=mask,
-            max_new_tokens=budget_of[batch[-1]],
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            pad_token_id=fill,
-            stopping_criteria=StoppingCriteriaList([_StopTexts(base.tokenizer, stop, width)] if stop else []),
-        )
-        new_ids.update(zip(batch, out[:, width:].tolist(), strict=True))
-        if progress:
-            progress("generated", min(start + batch_size, len(rows)), len(rows))
-    texts = base.tokenizer.batch_decode(
-        [new_ids[row][:budget] for row, budget in zip(ids, budgets, strict=True)], skip_special_tokens=True
-    )
-    return [cut(text, stop) for text in texts]
+    plan = plan_generation(base, prompts, budgets)
+    made = generate_rows(Lanes(base), plan, plan.rows, batch_size, stop=stop, progress=progress)
+    return texts_of(base.tokenizer, plan, made, stop)
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """`text` up to the first stop text, outer spaces removed."""
+    for mark in stop:
+        text = text.split(mark, 1)[0]
+    return text.strip()
 
 
 def exact_match(text: str, target: str) -> bool:

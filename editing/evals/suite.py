@@ -119,7 +119,7 @@ def evaluate(
         if suite.name in records:
             raise SuiteError(f"two suites are named {suite.name!r}; give each its own name")
         scorer.label = suite.name
-        start = time.perf_counter()
+        start, asked, computed = time.perf_counter(), scorer.asked, scorer.computed
         results = suite.score(scorer) if suite.items else []
         records[suite.name] = SuiteRecord(
             name=suite.name,
@@ -129,6 +129,8 @@ def evaluate(
             seconds=time.perf_counter() - start,
             excluded=dict(suite.excluded),
             derived=suite.derived(results) if results else {},
+            asked=scorer.asked - asked,
+            computed=scorer.computed - computed,
         )
         outcomes += results
     return EvalReport(

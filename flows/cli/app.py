@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from flows.cli import almanac, bench, champion, explain, facts, feed, recipe
+from flows.cli import almanac, bench, champion, evals, explain, facts, feed, recipe
 from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, table
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
 
@@ -32,6 +32,9 @@ app.add_typer(feed.app, name="feed")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(bench.app, name="bench")
 app.add_typer(almanac.app, name="almanac")
+app.add_typer(evals.suites_app, name="suites")
+app.command("eval")(evals.evaluate)
+app.command()(evals.retention)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 NIGHT_COLUMNS = {
@@ -95,6 +98,7 @@ def night(
         print_json(summary.to_dict())
     else:
         out.print(table("The night", [_row(summary.to_dict())], NIGHT_COLUMNS))
+        _print_timing(out, [summary.timing])
 
 
 @app.command()
@@ -143,6 +147,7 @@ def replay(
 
 def _close(console: Console, replayed: Sequence[ReplayedNight], told: Sequence[Answer]) -> None:
     console.print(table("The nights", [_row(item.summary.to_dict()) for item in replayed], NIGHT_COLUMNS))
+    _print_timing(console, [item.summary.timing for item in replayed])
     console.print("\n[bold]Before and after[/bold]")
     for answer in told:
         console.print(f"  {answer.question}\n    base: {answer.before}\n    now:  [bold]{answer.after}[/bold]")
@@ -311,6 +316,25 @@ def deploy(
 
     for line in deploy_nights(load_settings(), file or DEPLOYMENTS):
         out.print(line)
+
+
+def _print_timing(console: Console, timings: Sequence[Mapping[str, Any]]) -> None:
+    from tasks.night.timing import added_up
+
+    rows = [
+        {
+            "spent in": name,
+            "items": part.items,
+            "rows asked": part.asked or None,
+            "rows run": part.computed if part.asked else None,
+            "seconds": f"{part.seconds:.1f}",
+            "items per second": f"{part.items_per_second:.1f}",
+            "share": part.share,
+        }
+        for name, part in added_up(timings).parts.items()
+    ]
+    if rows:
+        console.print(table("\nWhere the time went", rows))
 
 
 def _row(summary: dict) -> dict:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from editing.errors import FactError
-from editing.facts import SLOT, FactChange, LocalityPrompt, Operation, fold
+from editing.facts import SLOT, FactChange, LocalityPrompt, Operation, PortabilityPrompt, fold
 from tasks.feed.schema import COLUMNS
 
 Record = Mapping[str, Any]
@@ -90,17 +90,25 @@ class Context:
 
     def localities(self, pairs: Iterable[tuple[object, object]]) -> tuple[LocalityPrompt, ...]:
         """Locality prompts from (prompt, answer or list of answers or of alias lists) pairs."""
-        kept: dict[LocalityPrompt, None] = {}
+        return tuple(LocalityPrompt(prompt=prompt, answer=answer) for prompt, answer in self._asked("locality", pairs))
+
+    def portabilities(self, pairs: Iterable[tuple[object, object]]) -> tuple[PortabilityPrompt, ...]:
+        """Portability prompts from pairs as those of `localities`."""
+        asked = self._asked("portability", pairs)
+        return tuple(PortabilityPrompt(prompt=prompt, answer=answer) for prompt, answer in asked)
+
+    def _asked(self, kind: str, pairs: Iterable[tuple[object, object]]) -> list[tuple[str, str]]:
+        kept: dict[tuple[str, str], None] = {}
         for given, answers in pairs:
             prompt, answer = self.text(given), self.text(_first_text(answers))
             if prompt.startswith(_NQ_PREFIX):
                 self.report.repaired["'nq question: ' removed"] += 1
                 prompt = prompt.removeprefix(_NQ_PREFIX).strip()
             if prompt and answer:
-                kept[LocalityPrompt(prompt=prompt, answer=answer)] = None
+                kept[prompt, answer] = None
             else:
-                self.report.left_out["locality prompt without an answer"] += 1
-        return tuple(kept)
+                self.report.left_out[f"{kind} prompt without an answer"] += 1
+        return list(kept)
 
     def leave_out(self, record: Record, *names: str) -> None:
         """Count the fields of a record that have no place in a feed."""
@@ -172,7 +180,7 @@ def _nested(groups: object) -> Iterator[tuple[object, object]]:
 
 def read_zsre_mend(record: Record, context: Context) -> Iterator[FactChange]:
     """ZsRE as MEND, ROME and EasyEdit publish it; the edit target is `alt`."""
-    context.leave_out(record, "portability")
+    ported = record.get("portability") or {}
     target, answers = context.text(record["alt"]), record.get("answers") or []
     if fold(target) in {fold(answer) for answer in answers}:
         raise SkipRecordError("target is the old object already")
@@ -184,6 +192,7 @@ def read_zsre_mend(record: Record, context: Context) -> Iterator[FactChange]:
         prompt=context.text(record["src"]),
         rephrases=context.rephrased([record.get("rephrase")], subject),
         locality=context.localities([(record["loc"], record.get("loc_ans"))] if record.get("loc") else []),
+        portability=context.portabilities([(ported.get("New Question"), ported.get("New Answer"))] if ported else []),
     )
 
 
@@ -217,8 +226,7 @@ def read_counterfact_easyedit(record: Record, context: Context) -> Iterator[Fact
 
 
 def read_knowedit(record: Record, context: Context) -> Iterator[FactChange]:
-    """KnowEdit's fields (ZsRE, recent facts and others): locality by kind, answers as alias lists."""
-    context.leave_out(record, "portability")
+    """KnowEdit's fields (ZsRE, recent facts and others): locality and portability by kind, answers as alias lists."""
     subject, target = context.text(record["subject"]), context.text(_first_text(record["target_new"]))
     rephrases = record.get("rephrase_prompt") or record.get("rephrase") or []
     yield context.fact(
@@ -228,6 +236,7 @@ def read_knowedit(record: Record, context: Context) -> Iterator[FactChange]:
         prompt=context.text(record["prompt"]),
         rephrases=context.rephrased([rephrases] if isinstance(rephrases, str) else rephrases, subject),
         locality=context.localities(_nested(record.get("locality"))),
+        portability=context.portabilities(_nested(record.get("portability"))),
     )
 
 
@@ -343,7 +352,7 @@ def read_rows(record: Record, context: Context) -> Iterator[FactChange]:
     subject, prompt = context.text(known.get("subject")), context.text(known.get("prompt"))
     retracts = known.get("operation") == Operation.RETRACT
     try:
-        localities = _cell(known.get("locality"))
+        localities, ported = (_cell(known.get(name)) for name in ("locality", "portability"))
         change = FactChange(
             operation=Operation(known.get("operation", Operation.ASSERT)),
             subject=subject,
@@ -353,6 +362,7 @@ def read_rows(record: Record, context: Context) -> Iterator[FactChange]:
             prompt=prompt if retracts else context.slotted(prompt, subject) or prompt,
             rephrases=context.rephrased(_cell(known.get("rephrases")), subject),
             locality=context.localities((item.get("prompt"), item.get("answer")) for item in localities),
+            portability=context.portabilities((item.get("prompt"), item.get("answer")) for item in ported),
             effective_at=_time(known, "effective_at", context),
             observed_at=_time(known, "observed_at", context),
             source=context.text(known.get("source")) or context.source,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from editing.errors import FactError
-from editing.facts import SLOT, FactChange, LocalityPrompt, Operation
+from editing.facts import SLOT, FactChange, LocalityPrompt, Operation, PortabilityPrompt
 from tasks.feed.schema import COLUMNS
 
 TEXTS = tuple(column.name for column in COLUMNS if pa.types.is_string(column.type))
@@ -151,6 +151,7 @@ def _build(index: int, row: dict[str, Any]) -> FactChange | BadRow:
     row["operation"] = Operation(row["operation"])
     row["rephrases"] = tuple(row["rephrases"] or ())
     row["locality"] = tuple(LocalityPrompt(**item) for item in row["locality"] or ())
+    row["portability"] = tuple(PortabilityPrompt(**item) for item in row["portability"] or ())
     row["source_rank"] = row["source_rank"] or 0
     row["target"] = row["target"] or ""
     row["prompt"] = row["prompt"] or ""
@@ -172,8 +173,9 @@ def _rules(limits: Limits) -> Iterator[_Rule]:
     yield from (_dated(name) for name in TIMES)
     yield _Rule(Reason.UNKNOWN_OPERATION, _is_unknown_operation, _say_unknown_operation)
     yield from (_present(name, in_retractions=False) for name in ("target", "prompt"))
-    yield from (_filled_in(name) for name in ("rephrases", "locality"))
-    yield from (_printable(name) for name in (*TEXTS, "rephrases", "locality"))
+    lists = ("rephrases", "locality", "portability")
+    yield from (_filled_in(name) for name in lists)
+    yield from (_printable(name) for name in (*TEXTS, *lists))
     yield _Rule(Reason.NO_SLOT, _has_not_one_slot, _say_slot)
     yield _short("subject", limits.subject_characters)
     yield _short("target", limits.target_characters)

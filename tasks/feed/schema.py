@@ -52,6 +52,12 @@ COLUMNS = (
     Column("observed_at", _TIME, True, "when the source saw it"),
     Column("source", pa.string(), True, "who says so"),
     Column("source_rank", pa.int64(), False, "trust in the source: 0 is the highest, and the default"),
+    Column(
+        "portability",
+        pa.list_(pa.struct([("prompt", pa.string()), ("answer", pa.string())])),
+        False,
+        "prompts whose answers follow from the fact",
+    ),
 )
 SCHEMA = pa.schema(
     [pa.field(column.name, column.type) for column in COLUMNS],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
@@ -548,6 +549,15 @@ class Ledger:
             detail={"file": came.name, "row": came.row},
         )
         return [received, *(_record(Event, row) for row in events)]
+
+    def events_by_fact(self, kinds: Collection[EventKind]) -> Iterator[list[Event]]:
+        """The events of these kinds, a list for each fact that has any, in the order in which they happened."""
+        events = tables.events
+        query = select(events).where(events.c.kind.in_(kinds)).order_by(events.c.fact_id, events.c.id)
+        with self._reader.begin() as connection:
+            rows = connection.execute(query.execution_options(yield_per=_LOOKUP))
+            for _, found in groupby(rows, key=lambda row: row.fact_id):
+                yield [_record(Event, row) for row in found]
 
     # Versions and aliases
 

@@ -11,6 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from editing.errors import EditRefusedError, StateError
+from editing.evals.canaries import require_healthy
 from editing.facts import EditBatch
 from tasks.faults import checkpoint
 from tasks.ledger import BatchCommit
@@ -52,11 +53,12 @@ def edit_step(work: NightWork, position: int, before: str | None) -> str:
         batch = EditBatch(tuple(space.ledger.facts(step.fact_ids)))
         try:
             applied = space.editor.apply(space.base, state, batch, progress=reporter(f"batch {position + 1}: "))
+            health = require_healthy(space.base, applied.state, applied.canaries, space.canary_limits)
         except EditRefusedError as error:
             detail = {"refused": str(error)}
         else:
             state = applied.state
-            detail = {"outcomes": [asdict(outcome) for outcome in applied.outcomes], "canaries": dict(applied.canaries)}
+            detail = {"outcomes": [asdict(outcome) for outcome in applied.outcomes], "canaries": health}
     checkpoint("edited")
     space.keep(state)
     checkpoint("kept")

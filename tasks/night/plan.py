@@ -12,7 +12,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from editing.errors import StateError
-from editing.evals.scoring import ANSWER_SLACK, exact_match, target_lengths
+from editing.evals.requests import target_lengths
+from editing.evals.scoring import ANSWER_SLACK, exact_match
 from editing.facts import FactChange, make_batches
 from editing.storage import canonical_json, read_json, write_json
 from tasks.faults import checkpoint

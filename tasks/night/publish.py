@@ -25,6 +25,8 @@ from tasks.night.evaluate import answered_facts, report_of, retention_groups, ve
 from tasks.night.plan import NightWork
 from tasks.night.record import record_version
 from tasks.night.summary import finished_nights, scores_of
+from tasks.night.telemetry import log_telemetry
+from tasks.night.timing import log_timing
 from tasks.plots import gate_scores, retention_by_age, success_by_night
 from tasks.registry import ArtifactMissingError, NightRun, Version
 from tasks.report.content import report_path
@@ -169,6 +171,8 @@ def _describe(space: Workspace, work: NightWork, run: NightRun, report: EvalRepo
     earlier = [row.to_dict() for row in finished_nights(space.ledger) if row.version is not None]
     tonight = {"night": f"{work.time:%Y-%m-%d}", **scores_of(report)}
     run.figure("success-by-night", success_by_night([*earlier, tonight]))
+    log_telemetry(space, work, run, facts)
+    log_timing(space, work, run)
     if ages := retention_groups(report):
         run.figure("retention-by-age", retention_by_age(ages))
     for name, (groups, threshold, title) in _gate_scores(space, state, facts).items():

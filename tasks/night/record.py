@@ -21,6 +21,8 @@ from tasks.night.edit import applied_facts, carried_out, refusals
 from tasks.night.evaluate import answered_facts, report_of, suite_scores, verdict_of
 from tasks.night.plan import NightWork
 from tasks.night.summary import DRY_RUN, KIND, NOTHING, NightSummary, scores_of
+from tasks.night.telemetry import telemetry_of
+from tasks.night.timing import night_timing
 from tasks.registry import CHALLENGER, CHAMPION, Version
 from tasks.workspace import Workspace, open_workspace
 
@@ -185,6 +187,8 @@ def _summarise(
             "suites": suite_scores(report),
             "champion": version if promoted else row["champion"],
             **scores_of(report),
+            **night_timing(space, work).summary(),
+            **telemetry_of(space, work.key).summary(),
         }
     return NightSummary(
         night=f"{work.time:%Y-%m-%d}",

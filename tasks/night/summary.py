@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from editing.evals.report import EvalReport
@@ -30,7 +30,9 @@ class NightSummary:
     quarantined because the gate failed by them, and `postponed` wait because they were too many at once.
     `quarantined` rows did not come in since the night before. `decided` says who or what had the last
     word on a version that the gate let through. `champion` is the version that serves after the night
-    (None: the base).
+    (None: the base). `seconds` went into editing; `timing` has the seconds, items per second and share
+    of the night of every suite (`tasks.night.timing`), `reach` the share of prompts that an edit
+    reaches, by kind, and `gauges` the method's own figures (`tasks.night.telemetry`).
     """
 
     night: str
@@ -55,6 +57,9 @@ class NightSummary:
     blamed: int = 0
     postponed: int = 0
     seconds: float = 0.0
+    timing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    reach: Mapping[str, float] = field(default_factory=dict)
+    gauges: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` is the inverse."""
@@ -63,7 +68,7 @@ class NightSummary:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """The summary that `to_dict` wrote."""
-        known = {field.name for field in fields(cls)}
+        known = {item.name for item in fields(cls)}
         return cls(**{name: value for name, value in content.items() if name in known})
 
 

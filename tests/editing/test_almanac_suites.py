@@ -7,6 +7,7 @@ import pytest
 from editing.almanac import corpus
 from editing.almanac.suites import SUITES, write_suites
 from editing.almanac.world import BELIEF, HORIZON, load_world
+from editing.evals.suites.counterfact.generation import read_references
 
 WORLD = load_world()
 CHANGING = {(change.subject, change.relation) for change in WORLD.changes(BELIEF, HORIZON)}
@@ -51,6 +52,17 @@ def test_counterfact_neighbours_share_the_true_object():
         assert not set(record["neighborhood_prompts"]) & set(record["paraphrase_prompts"])
         lengths = [len(record[f"{name}_prompts"]) for name in ("paraphrase", "neighborhood", "attribute", "generation")]
         assert lengths == [2, 10, 10, 10]
+
+
+def test_every_counterfact_record_has_reference_texts():
+    records = json.loads((SUITES / "counterfact.json").read_text(encoding="utf-8"))
+    texts = read_references(SUITES / "attribute_snippets.json")
+    for record in records:
+        rewrite = record["requested_rewrite"]
+        for name in ("target_true", "target_new"):
+            told = texts[rewrite["relation_id"], rewrite[name]["id"]]
+            assert told
+            assert all(rewrite[name]["str"] in text for text in told)
 
 
 def test_mmlu_questions_are_true_and_held_out():

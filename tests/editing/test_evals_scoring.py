@@ -9,10 +9,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from editing.editors import get_editor
 from editing.errors import SuiteError
 from editing.evals.edits import AppliedFact, Contradictions, age_bucket, current_facts, edit_suite, without_edited
+from editing.evals.lanes import Lanes
 from editing.evals.probes import Probe, ProbeSuite
 from editing.evals.report import EvalReport
 from editing.evals.scorer import Scorer, open_scorer
-from editing.evals.scoring import cut, exact_match, generate_greedy, teacher_forced
+from editing.evals.scoring import Sampling, _Draw, cut, exact_match, generate_greedy, teacher_forced
 from editing.evals.suite import evaluate
 from editing.facts import EditBatch, FactChange, LocalityPrompt, Operation
 from editing.models import wrap_model
@@ -199,30 +200,104 @@ def test_cut_stops_at_the_first_stop_text():
     assert cut("1 + 1\nQuestion: x", ("Question:", "\n\n")) == "1 + 1"
 
 
-def test_remembered_results_answer_the_same_call_and_no_other(learned, edited, tmp_path, monkeypatch):
-    prompts, targets = list(KNOWN)[:2], list(KNOWN.values())[:2]
-    first = Scorer(learned, cache=tmp_path).teacher_forced(prompts, targets)
-    texts = Scorer(learned, cache=tmp_path).generate(prompts, [4, 5])
-    ran = []
-    import editing.evals.scorer as module
+def test_remembered_results_answer_the_same_call_and_no_other(tiny_base, edited, tmp_path):
+    base, prompts, targets = tiny_base("gpt2"), list(KNOWN)[:2], list(KNOWN.values())[:2]
+    entries = lambda: len(list(tmp_path.rglob("*.json")))  # noqa: E731
 
-    monkeypatch.setattr(module, "teacher_forced", lambda *a, **k: ran.append(a) or first)
-    monkeypatch.setattr(module, "generate_greedy", lambda *a, **k: ran.append(a) or texts)
-    assert Scorer(learned, cache=tmp_path).teacher_forced(prompts, targets) == first
-    assert Scorer(learned, cache=tmp_path).generate(prompts, [4, 5]) == texts
-    assert not ran
+    def scorer(state=None, model=base, **more):
+        return open_scorer(model, state, cache=tmp_path, **more)
+
+    with scorer() as first:
+        forced, texts = first.teacher_forced(prompts, targets), first.generate(prompts, [4, 5])
+        drawn = first.sample(prompts, 5, Sampling(5, 0))
+    assert (first.asked, first.computed) == (6, 6)
+    with scorer() as again:
+        assert again.teacher_forced(prompts, targets) == forced
+        assert again.generate(prompts, [4, 5]) == texts
+        assert again.sample(prompts, 5, Sampling(5, 0)) == drawn
+    assert (again.asked, again.computed, entries()) == (6, 0, 3)
     others = [
-        lambda: Scorer(learned, cache=tmp_path).teacher_forced(prompts[::-1], targets),
-        lambda: Scorer(learned, cache=tmp_path, batch_size=7).teacher_forced(prompts, targets),
-        lambda: Scorer(replace(learned, fingerprint="other"), cache=tmp_path).teacher_forced(prompts, targets),
-        lambda: Scorer(learned, edited["always"], cache=tmp_path).teacher_forced(prompts, targets),
-        lambda: Scorer(learned, edited["sequence"], cache=tmp_path).teacher_forced(prompts, targets),
-        lambda: Scorer(learned, cache=tmp_path).generate(prompts, [4, 6]),
-        lambda: Scorer(learned, cache=tmp_path).generate(prompts, [4, 5], stop=()),
+        (scorer(), lambda s: s.teacher_forced(prompts[::-1], targets)),
+        (scorer(batch_size=7), lambda s: s.teacher_forced(prompts, targets)),
+        (scorer(model=replace(base, fingerprint="other")), lambda s: s.teacher_forced(prompts, targets)),
+        (scorer(edited["always"]), lambda s: s.teacher_forced(prompts, targets)),
+        (scorer(edited["sequence"]), lambda s: s.teacher_forced(prompts, targets)),
+        (scorer(), lambda s: s.generate(prompts, [4, 6])),
+        (scorer(), lambda s: s.generate(prompts, [4, 5], stop=())),
+        (scorer(), lambda s: s.sample(prompts, 5, Sampling(5, 1))),
+        (scorer(), lambda s: s.sample(prompts, 5, Sampling(4, 0))),
     ]
-    for count, other in enumerate(others, start=1):
-        other()
-        assert len(ran) == count
+    for count, (opened, ask) in enumerate(others, start=4):
+        with opened as other:
+            ask(other)
+        assert entries() == count
+
+
+@pytest.mark.parametrize("scope", ["calibrated", "sequence"])
+def test_what_no_edit_reaches_is_answered_by_the_base(tiny_base, edited, tmp_path, scope):
+    base = tiny_base("gpt2")
+    prompts, targets = [*KNOWN, TAUGHT.question, "In"], [*KNOWN.values(), "Vance", "Arden"]
+    ask = lambda s: (s.teacher_forced(prompts, targets), s.generate(prompts, 8), s.sample(prompts, 8, Sampling(5, 0)))  # noqa: E731
+    with open_scorer(base, edited[scope]) as alone:
+        expected = ask(alone)
+    assert alone.computed == alone.asked
+    with open_scorer(base, cache=tmp_path) as scorer:
+        ask(scorer)
+    with open_scorer(base, edited[scope], cache=tmp_path) as sharing:
+        found = ask(sharing)
+    close(found[0], expected[0])
+    assert found[1:] == expected[1:]
+    assert 0 < sharing.computed < sharing.asked
+
+
+def test_lanes_change_no_score(tiny_base, edited, tmp_path):
+    base, prompts, targets = tiny_base("gpt2"), list(KNOWN), list(KNOWN.values())
+    for state in (None, edited["calibrated"]):
+        results = []
+        for count in (1, 3):
+            lanes = Lanes(base, count)
+            with open_scorer(base, state, batch_size=2, lanes=lanes) as scorer:
+                results.append((scorer.teacher_forced(prompts, targets), scorer.generate(prompts, 6)))
+        assert results[0] == results[1]
+    with lanes.attached(edited["always"]), open_scorer(tiny_base("llama")) as other:
+        other.generate(prompts, 2)
+    weights = [model.model.get_input_embeddings().weight for model in lanes.models]
+    assert len({weight.data_ptr() for weight in weights}) == 1
+
+
+def test_a_lane_that_fails_is_heard(tiny_base):
+    def fail(model, item):
+        if item == 3:
+            raise SuiteError("the third batch failed")
+        return item
+
+    with pytest.raises(SuiteError, match="the third batch"):
+        list(Lanes(tiny_base("gpt2"), 2).map(fail, range(5)))
+
+
+def test_sampled_texts_do_not_depend_on_batch_mates_and_do_depend_on_the_seed(tiny_base):
+    base, prompts = tiny_base("gpt2"), list(KNOWN)
+    texts = {}
+    for batch_size in (1, 3, 64):
+        with open_scorer(base, batch_size=batch_size) as scorer:
+            texts[batch_size] = scorer.sample(prompts, 9, Sampling(5, 0))
+            other = scorer.sample(prompts, 9, Sampling(5, 1))
+            greedy = scorer.generate(prompts, 9, stop=())
+            assert scorer.sample(prompts, 9, Sampling(1, 0)) == greedy
+    assert texts[1] == texts[3] == texts[64] != other
+    assert texts[1] != greedy
+
+
+def test_a_token_is_drawn_as_often_as_it_is_likely(tiny_base):
+    base = tiny_base("gpt2")
+    ids = torch.tensor([base.tokenizer("The mayor of")["input_ids"]])
+    with torch.inference_mode():
+        best = base.model(ids).logits[0, -1].topk(3)
+    scores = torch.full((400, best.indices.max() + 1), -1e9)
+    scores[:, best.indices] = best.values
+    drawn = _Draw(Sampling(3, 0), [(row,) for row in range(400)])(ids, scores).argmax(1)
+    shares = [(drawn == index).float().mean().item() for index in best.indices]
+    assert shares == pytest.approx(best.values.softmax(0).tolist(), abs=0.08)
 
 
 def test_a_damaged_memory_is_computed_again(learned, tmp_path):

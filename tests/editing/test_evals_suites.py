@@ -12,6 +12,7 @@ from editing.evals.scorer import open_scorer
 from editing.evals.scoring import teacher_forced
 from editing.evals.suite import evaluate
 from editing.evals.suites import SUITES, counterfact, gsm8k, load_suite, mmlu, zsre
+from editing.evals.suites.hub import fetch_dataset
 
 ALMANAC = Path(__file__).resolve().parents[2] / "editing/almanac/data/suites"
 DATA = Path(os.environ.get("ERRATA_DATA", Path(__file__).resolve().parents[2] / "../shared/data"))
@@ -270,6 +271,43 @@ def test_the_almanac_suites_are_read():
     assert len(zsre.fact_changes(paths["zsre"])) > 150
     assert len(counterfact.fact_changes(paths["counterfact"])) > 150
     assert {suite.name for suite in suites.values()} == set(SUITES)
+
+
+def test_gsm8k_takes_its_shots_from_the_training_split_beside_it(tmp_path):
+    for split, names in (("train", "abcdef"), ("test", "xyz")):
+        rows = [{"question": f"{name}?", "answer": f"so\n#### {place}"} for place, name in enumerate(names)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{split}-00000-of-00001.parquet")
+    suite = load_suite("gsm8k", tmp_path)
+    assert suite.version == "1-5shot"
+    assert [item.question for item in suite.items] == ["x?", "y?", "z?"]
+    assert suite.items[0].prompt.startswith("Question: a?\nAnswer: so\n#### 0\n\nQuestion: b?")
+    assert suite.items[0].prompt.count("####") == 5
+    assert [item.question for item in load_suite("gsm8k", tmp_path, shots=0, split="train").items][:2] == ["a?", "b?"]
+    with pytest.raises(SuiteError, match="8 shots were asked for and no training file has 6"):
+        load_suite("gsm8k", tmp_path, shots=8)
+    with pytest.raises(SuiteError, match="of split 'val'"):
+        load_suite("gsm8k", tmp_path, shots=0, split="val")
+
+
+def test_a_dataset_in_the_hubs_layout_is_read_like_its_files(tmp_path):
+    """`datasets` reads a local folder as it reads one of the hub: README, configuration, a file for each split."""
+    hub, kept = write_hub(tmp_path / "data"), tmp_path / "kept"
+    files = [{"split": split, "path": f"{split}-00000-of-00001.parquet"} for split in ROWS]
+    (hub / "README.md").write_text(f"---\nconfigs: {json.dumps([{'config_name': 'all', 'data_files': files}])}\n---\n")
+    folder = fetch_dataset(str(hub), kept, subset="all")
+    assert load_suite("mmlu", folder, shots=2).digest == load_suite("mmlu", hub, shots=2).digest
+    for file in hub.glob("*.parquet"):
+        file.unlink()
+    assert fetch_dataset(str(hub), kept, subset="all") == folder  # fetched once
+    with pytest.raises(SuiteError, match=r"dataset .* \(some\) cannot be read"):
+        fetch_dataset(str(hub), kept, subset="some")
+    with pytest.raises(SuiteError, match="check the id, the subset and the network"):
+        fetch_dataset(str(tmp_path / "nowhere"), kept)
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "data" / "holdout.parquet")
+    files = [{"split": "holdout", "path": "*.parquet"}]
+    (hub / "README.md").write_text(f"---\nconfigs: {json.dumps([{'config_name': 'all', 'data_files': files}])}\n---\n")
+    with pytest.raises(SuiteError, match="has the splits holdout; a suite reads dev, train, test"):
+        fetch_dataset(str(hub), kept / "other", subset="all")
 
 
 @published

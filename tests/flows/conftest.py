@@ -239,7 +239,7 @@ def _left_by(space: Workspace) -> dict:
         "events": events,
         "searches": searches,
         "nights": [
-            {name: value for name, value in row.to_dict().items() if name != "seconds"}
+            {name: value for name, value in row.to_dict().items() if name not in ("seconds", "timing")}
             for row in nights
             if row.version is not None
         ],

@@ -5,6 +5,7 @@ import sys
 import pytest
 import typer
 
+from editing.evals.report import EvalReport
 from flows.cli import main
 from flows.cli.app import app
 from tasks.feed.schema import write_feed
@@ -107,6 +108,26 @@ def test_a_day_with_the_commands(errata, home, change):
     assert (code, out.strip()) == (0, "1 facts taken back; version 2 serves"), told
     assert errata("retract", life["fact_id"][:8])[0] == 1
     assert errata("stats", "--json")[0] == 0
+
+    code, out, told = errata("eval", "--against", "base", "--save", home / "report", "--json")
+    assert code == 0, told
+    found = json.loads(out)
+    assert {row["metric"] for row in found["metrics"]} == set(EvalReport.load(home / "report").metrics)
+    assert {row["metric"] for row in found["against"]["comparisons"]} >= {"zsre.question.generated"}
+    assert found["speed"][0]["suite"] == "zsre"
+    assert "zsre.question.generated" in errata("eval", "--version", "1", "--suite", "zsre")[1]
+    assert "no suite 'glue' is configured; there are zsre" in errata("eval", "--suite", "glue")[2]
+    assert json.loads(errata("retention", "--json")[1])[0]["asked"] == 1
+    assert "0-6" in errata("retention")[1]
+    assert json.loads(errata("suites", "list", "--json")[1])[0]["suite"] == "zsre"
+    code, out, told = errata("suites", "edit", "zsre", "--records", "2", "--json")
+    assert code == 0, told
+    found = json.loads(out)
+    assert found["facts"] == found["state"]["facts"] == 2
+    assert {"edits.reliability.generated", "edits.locality.generated"} <= {row["metric"] for row in found["metrics"]}
+    assert errata("suites", "edit", "mmlu")[0] == 1
+    code, _, told = errata("suites", "compare")
+    assert (code, "none of mmlu, gsm8k is configured" in told) == (1, True)
 
 
 def test_help_needs_no_heavy_import():

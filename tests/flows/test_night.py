@@ -8,6 +8,7 @@ from editing.facts import Operation
 from flows.night import NightConfig, night
 from tasks.ask import ask
 from tasks.errors import LeaseHeldError
+from tasks.forgetting import observations
 from tasks.night.summary import NOTHING
 from tasks.registry import CHALLENGER, CHAMPION
 from tasks.workspace import Workspace, open_workspace
@@ -48,6 +49,17 @@ def test_nights(home, change, feed, first_feed):
     assert (row.verdict, row.version, row.champion) == ("promote", 1, 1)
     assert row.reliability >= 0.5
     assert ask(space, ["The mayor of Dunmore is"], "base") == ["Dov Stern"]
+    assert set(row.timing) == {"editing", "edits", "retention", "zsre"}
+    assert sum(part["share"] for part in row.timing.values()) == pytest.approx(1, abs=1e-3)
+    assert row.timing["zsre"]["computed"] < row.timing["zsre"]["asked"]  # what no edit reaches is the base's
+    assert row.reach["edit prompts"] == 1
+    assert set(row.gauges) == {"alpha, layer 0", "alpha, layer 1"}
+    run = space.registry._client.get_run(space.registry.get(1).run_id)
+    logged = {f"{name}/{figure}" for name in ("timing/zsre", "timing/editing") for figure in ("seconds", "share")}
+    logged |= {"timing/zsre/items_per_second", "scope/edit prompts/hits", "scope/zsre/tokens", "gauges/alpha layer 1"}
+    assert logged <= set(run.data.metrics)
+    steps = space.registry._client.get_metric_history(run.info.run_id, "canary/perplexity_ratio")
+    assert [metric.step for metric in steps] == [0, 1]
 
     # The same night again finds nothing to do.
     again = night(NightConfig(as_of=JANUARY))
@@ -71,6 +83,11 @@ def test_nights(home, change, feed, first_feed):
     assert space.registry.get(CHAMPION).number == row.champion == 2
     assert space.registry.aliased(CHALLENGER) is None
     assert [(move.from_version, move.to_version) for move in space.ledger.alias_moves(CHAMPION)] == [(None, 1), (1, 2)]
+    asked = observations(space).asked
+    assert sorted(item.days for item in asked) == [0, 0, 0, 0, 31]  # Belmont's fact was asked again in February
+    assert "plots/forgetting-curve.png" in {
+        file.path for file in space.registry._client.list_artifacts(space.registry.get(2).run_id, "plots")
+    }
     tags = space.registry.get(2).tags
     assert tags["errata.parent"] == space.ledger.version(1).state_digest
     assert tags["errata.base_fingerprint"] == space.base.fingerprint
@@ -111,6 +128,15 @@ def test_a_failed_gate_leaves_the_champion_where_it_was(home, first_feed, monkey
     assert space.registry.get(CHALLENGER).tags["errata.verdict"] == "reject"
     waiting = {fact.subject for fact in space.ledger.pending(JANUARY)}
     assert waiting == {"Arden", "Belmont", "Corvia"}
+
+
+def test_a_batch_beyond_the_canaries_limit_is_refused(home, first_feed, monkeypatch):
+    monkeypatch.setenv("ERRATA_BATCH_CANARIES__WEIGHT_CHANGE", "0.000001")
+    space = open_workspace()
+    first_feed(space)
+    row = night(NightConfig(as_of=JANUARY))
+    assert (row.verdict, row.refused, row.applied, row.champion) == (NOTHING, 3, 0, None)
+    assert "weight_change" in space.ledger.commits(row.key)[0].detail["refused"]
 
 
 def test_what_the_suites_cannot_decide_is_said_before_the_night(home, first_feed, monkeypatch):

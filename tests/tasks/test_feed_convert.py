@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editing.facts import FactChange, LocalityPrompt, Operation
+from editing.facts import FactChange, LocalityPrompt, Operation, PortabilityPrompt
 from tasks.errors import FeedError
 from tasks.feed.convert import Conversion, convert_feed
 from tasks.feed.formats import FORMATS
@@ -52,7 +52,8 @@ def test_zsre_in_mend_fields_with_easyedit_portability(tmp_path: Path) -> None:
     assert (report.read, report.converted) == (3, 1)
     assert report.repaired["stray spaces"] == report.repaired["'nq question: ' removed"] == 1
     assert report.repaired["subject written differently in prompt"] == 1
-    assert report.left_out == {"field 'portability'": 1}
+    assert change.portability == (PortabilityPrompt(prompt="...", answer="..."),)
+    assert not report.left_out
     assert [(skip.record, skip.reason) for skip in report.skipped] == [
         (1, "target is the old object already"),
         (2, "target is empty"),
@@ -127,7 +128,8 @@ def test_knowedit_fields_of_recent_facts_and_of_zsre(tmp_path: Path) -> None:
     assert first.target_old is None
     assert second.rephrases == ("What sport is {}?",)
     assert (second.target_old, second.locality[0].answer) == ("athletics", "an answer")
-    assert conversion.report.left_out == {"field 'portability'": 1, "locality prompt without an answer": 1}
+    assert first.portability == (PortabilityPrompt(prompt="p", answer="a"),)
+    assert conversion.report.left_out == {"locality prompt without an answer": 1}
 
 
 def test_the_edits_of_a_conflict_follow_each_other(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_a_wrong_schema_is_named(tmp_path: Path, schema: pa.Schema, said: str) -
 
 
 def test_kindred_types_and_left_out_columns_are_accepted(tmp_path: Path) -> None:
-    optional = {"fact_id", "target_old", "rephrases", "locality", "source_rank"}
+    optional = {"fact_id", "target_old", "rephrases", "locality", "source_rank", "portability"}
     table = pa.Table.from_pylist([row()], schema=SCHEMA).select([n for n in SCHEMA.names if n not in optional])
     for name, kind in (
         ("subject", pa.large_string()),
@@ -428,6 +428,7 @@ any_rows = st.fixed_dictionaries(
         "locality": st.one_of(
             st.none(), st.lists(st.fixed_dictionaries({"prompt": texts, "answer": texts}), max_size=2)
         ),
+        "portability": st.one_of(st.none(), localities),
         "effective_at": moments,
         "observed_at": moments,
         "source_rank": st.one_of(st.none(), st.integers(-1, 2)),

@@ -100,3 +100,36 @@ def test_the_template_says_every_default(elsewhere):
     uncommented = "\n".join(line.removeprefix("# ") if " = " in line else line for line in text.splitlines())
     (elsewhere / "errata.toml").write_text(uncommented)
     assert load_settings() == plain
+
+
+def test_a_suite_is_local_files_or_a_dataset(tmp_path, monkeypatch):
+    config = tmp_path / "errata.toml"
+    monkeypatch.setenv("ERRATA_CONFIG", str(config))
+    (tmp_path / "hub").mkdir()
+    config.write_text(
+        """
+        [evaluation.suites.mmlu]
+        dataset = "cais/mmlu"
+        subset = "all"
+        revision = "abc"
+        options = { shots = 5 }
+        [evaluation.suites.gsm8k]
+        dataset = "hub"
+        [evaluation.suites.counterfact]
+        path = "records.json"
+        options = { generation = 5, references = "snippets.json" }
+        """
+    )
+    suites = load_settings().evaluation.suites
+    assert (suites["mmlu"].dataset, suites["mmlu"].path) == ("cais/mmlu", None)
+    assert suites["gsm8k"].dataset == str(tmp_path / "hub")
+    assert suites["counterfact"].path == tmp_path / "records.json"
+    assert suites["counterfact"].options == {"generation": 5, "references": str(tmp_path / "snippets.json")}
+    for table, complaint in (
+        ('path = "a"\ndataset = "b"', "either a path or a dataset"),
+        ("limit = 3", "either a path or a dataset"),
+        ('path = "a"\nsubset = "all"', "belong to a dataset"),
+    ):
+        config.write_text(f"[evaluation.suites.zsre]\n{table}")
+        with pytest.raises(SettingsError, match=complaint):
+            load_settings()

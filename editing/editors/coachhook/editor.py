@@ -18,8 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editing.editors.base import AppliedBatch, Explanation, FactOutcome, GateScores, Progress, continuation_from
-from editing.editors.coachhook import artifact
+from editing.editors.base import (
+    AppliedBatch,
+    Explanation,
+    FactOutcome,
+    GateScores,
+    Progress,
+    ScopeReading,
+    continuation_from,
+)
+from editing.editors.coachhook import artifact, reading
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.explain import explain, gate_scores
 from editing.editors.coachhook.prompts import Context, Group, make_groups
@@ -168,6 +176,17 @@ class CoachHook:
     ) -> tuple[GateScores, ...]:
         """The highest score of each prompt's tokens at the last edited layer; none where every token takes the hook."""
         return gate_scores(base, state, prompts, batch_size)
+
+    def read_scope(
+        self, base: BaseModel, state: CoachHookState, rows: Sequence[reading.Row], *, batch_size: int = ROWS_PER_PASS
+    ) -> list[ScopeReading]:
+        """See `editing.editors.base.ReportsScope`; scores are in units of the layer's threshold."""
+        state.require_base(base)
+        return reading.read_scope(base, state, rows, batch_size)
+
+    def gauges(self, state: CoachHookState) -> dict[str, float]:
+        """Each layer's threshold."""
+        return reading.gauges(state)
 
     def save(self, state: CoachHookState, folder: Path) -> str:
         """Write `state.json`, `state.safetensors` and a README; returns the digest."""

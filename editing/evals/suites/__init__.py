@@ -3,8 +3,8 @@
 | suite | measures, on a model that holds edits | protocols |
 |---|---|---|
 | zsre | whether the answers that no edit touches are still given | teacher_forced, generated |
-| counterfact | whether the true object still beats the counterfactual one | likelihood |
-| counterfact_edits | efficacy, paraphrase, neighbourhood of the counterfactuals *applied as edits* | likelihood |
+| counterfact | whether the true object still beats the counterfactual one | likelihood, sampled |
+| counterfact_edits | efficacy, paraphrase, neighbourhood, texts of counterfactuals *applied as edits* | likelihood, sampled |
 | mmlu | multiple choice | option_likelihood |
 | gsm8k | word problems | generated, by named answer filter |
 """

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ import pyarrow.parquet as pq
 from editing.errors import SuiteError
 
 Record = Mapping[str, Any]
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+EVALUATED = ("test", "val", "validation", "train")  # the first that is there is evaluated
+SHOWN = ("dev", "train")  # the first that is there gives the shots
+_SPLITS = "|".join(dict.fromkeys((*SHOWN, *EVALUATED)))
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -55,15 +61,35 @@ def read_rows(path: Path, columns: int) -> list[list[str]]:
     return rows
 
 
-def single_file(path: Path, suffixes: Sequence[str] = (".json", ".jsonl", ".parquet")) -> Path:
-    """`path`, or the only data file in it when it is a folder. Raises `SuiteError` when there is no such one."""
+def split_of(path: Path) -> str | None:
+    """The split that a file belongs to: `SUBJECT_test.csv`, `test-00000-of-00001.parquet`, `test.jsonl`."""
+    found = re.search(rf"_({_SPLITS})$", path.stem) or re.match(rf"({_SPLITS})(?:-|$)", path.stem)
+    return found[1] if found else None
+
+
+def data_files(path: Path, split: str | None = None) -> list[Path]:
+    """`path`, or in a folder the only data file, or those of one split: `split`, else the first of `EVALUATED`.
+
+    Raises `SuiteError` when the folder has no such file, or several that name no split.
+    """
     if not path.is_dir():
-        return path
-    found = sorted(file for file in path.iterdir() if file.suffix in suffixes)
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise SuiteError(f"{path} should hold one of {', '.join(suffixes)} and has {names}; name the file")
-    return found[0]
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+    if split is None and len(found) == 1:
+        return found
+    for name in (split,) if split else EVALUATED:
+        if files := [file for file in found if split_of(file) == name]:
+            return files
+    names = ", ".join(str(file.relative_to(path)) for file in found) or "none"
+    wanted = f"of split {split!r}" if split else f"({', '.join(SUFFIXES)})"
+    raise SuiteError(f"{path} should hold one data file {wanted} and has {names}; name the file")
+
+
+def numbered_records(path: Path, split: str | None = None) -> Iterator[tuple[dict[str, Any], Path, int]]:
+    """Every record of `data_files`, with its file and its place in it. Raises `SuiteError` as they do."""
+    for file in data_files(path, split):
+        for place, record in enumerate(read_records(file)):
+            yield record, file, place
 
 
 def need(record: Record, name: str, path: Path, place: int) -> Any:
@@ -74,12 +100,15 @@ def need(record: Record, name: str, path: Path, place: int) -> Any:
     return value
 
 
-def load_form(module_file: str, form: str | Record) -> dict[str, Any]:
-    """A prompt form: a mapping as it is, or one named in the `suite.toml` beside `module_file`."""
+def load_spec(module_file: str) -> dict[str, Any]:
+    """The `suite.toml` beside a suite's module: its version, defaults and prompt forms."""
+    return tomllib.loads(Path(module_file).with_name("suite.toml").read_text(encoding="utf-8"))
+
+
+def chosen_form(spec: Record, form: str | Record) -> dict[str, Any]:
+    """A prompt form: a mapping as it is, or one that `spec` names. Raises `SuiteError` for an unknown name."""
     if not isinstance(form, str):
         return dict(form)
-    path = Path(module_file).with_name("suite.toml")
-    forms = tomllib.loads(path.read_text(encoding="utf-8"))["forms"]
-    if form not in forms:
-        raise SuiteError(f"no prompt form {form!r} in {path.parent.name}; it has {', '.join(sorted(forms))}")
-    return forms[form]
+    if form not in spec["forms"]:
+        raise SuiteError(f"no prompt form {form!r} in {spec['name']}; it has {', '.join(sorted(spec['forms']))}")
+    return spec["forms"][form]

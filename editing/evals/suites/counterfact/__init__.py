@@ -1,39 +1,52 @@
-"""CounterFact: the true object against a counterfactual one, in ROME's or EasyEdit's fields. See the README."""
+"""CounterFact: the true object against a counterfactual one, in ROME's or EasyEdit's fields. See the README.
+
+`records` reads the published fields, `generation` scores whole texts.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from editing.evals.report import ItemOutcome
+from editing.evals.requests import prompt_ids
 from editing.evals.scorer import Scorer
+from editing.evals.scoring import Sampling
 from editing.evals.suite import Suite, stable_id
-from editing.evals.suites.files import Record, need, read_records, single_file
-from editing.evals.suites.zsre import EPOCH
-from editing.facts import SLOT, FactChange, LocalityPrompt
+from editing.evals.suites.counterfact.generation import (
+    References,
+    inverse_frequencies,
+    ngram_entropy,
+    read_references,
+    similarity,
+)
+from editing.evals.suites.counterfact.records import CounterFactRecord, change_of, fact_changes, read
+from editing.evals.suites.files import load_spec
 
-VERSION = "1"
-LIKELIHOOD = "likelihood"
+__all__ = [
+    "NEIGHBOURHOOD",
+    "SPEC",
+    "VERSION",
+    "CounterFactRecord",
+    "CounterFactSuite",
+    "change_of",
+    "fact_changes",
+    "load_edited",
+    "load_regression",
+    "read",
+    "suite_of",
+]
+
+SPEC = load_spec(__file__)
+VERSION: str = SPEC["version"]
+LIKELIHOOD, SAMPLED = "likelihood", "sampled"
 REWRITE, PARAPHRASE, NEIGHBOURHOOD = "rewrite", "paraphrase", "neighbourhood"
 EFFICACY = "efficacy"  # what the papers call the rewrite prompt's success once the rewrite is applied
-
-
-@dataclass(frozen=True, slots=True)
-class CounterFactRecord:
-    """One record, whatever its fields were called. `template` has a subject slot, or is None where none is known."""
-
-    subject: str
-    relation: str
-    template: str | None
-    prompt: str
-    true: str
-    new: str
-    paraphrases: tuple[str, ...]
-    neighbourhood: tuple[str, ...]
+ENTROPY, CONSISTENCY = "generation_entropy", "generation_consistency"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,59 +66,52 @@ class CounterFactItem:
         return self.true
 
 
-def _read_rome(record: Record, path: Path, place: int) -> CounterFactRecord:
-    rewrite = need(record, "requested_rewrite", path, place)
-    subject, template = (need(rewrite, name, path, place) for name in ("subject", "prompt"))
-    new, true = (need(need(rewrite, name, path, place), "str", path, place) for name in ("target_new", "target_true"))
-    return CounterFactRecord(
-        subject=subject,
-        relation=rewrite.get("relation_id") or template,
-        template=template,
-        prompt=template.replace(SLOT, subject),
-        true=true.strip(),
-        new=new.strip(),
-        paraphrases=tuple(record.get("paraphrase_prompts") or ()),
-        neighbourhood=tuple(record.get("neighborhood_prompts") or ()),
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationItem:
+    """One record's prompts to go on from, and texts about things that have the object it should be about."""
 
+    item_id: str
+    prompts: tuple[str, ...]
+    expected: str
+    references: tuple[str, ...]
+    group: str
 
-def _read_easyedit(record: Record, path: Path, place: int) -> CounterFactRecord:
-    subject, prompt = (need(record, name, path, place) for name in ("subject", "prompt"))
-    template = prompt.replace(subject, SLOT, 1) if subject in prompt else None
-    return CounterFactRecord(
-        subject=subject,
-        relation=template or prompt,
-        template=template,
-        prompt=prompt,
-        true=need(record, "ground_truth", path, place).strip(),
-        new=need(record, "target_new", path, place).strip(),
-        paraphrases=tuple(text for text in (record.get("rephrase_prompt"),) if text),
-        neighbourhood=tuple(text for text in (record.get("locality_prompt"),) if text),
-    )
+    @property
+    def kind(self) -> str:
+        """The stratum of texts."""
+        return "generation"
 
-
-def read(path: Path) -> list[CounterFactRecord]:
-    """Every record of a CounterFact file. Raises `SuiteError` naming the record and the field that is missing."""
-    path = single_file(path)
-    return [
-        (_read_rome if "requested_rewrite" in record else _read_easyedit)(record, path, place)
-        for place, record in enumerate(read_records(path))
-    ]
+    @property
+    def prompt(self) -> str:
+        """The first of the prompts, which speaks for them."""
+        return self.prompts[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CounterFactSuite(Suite):
     """Per prompt: which object is likelier, and by how much; `edited` says which of the two should be.
 
-    Likelihood is exp of the mean token log-probability, as in ROME's evaluation.
+    Likelihood is exp of the mean token log-probability, as in ROME's evaluation. The texts of a
+    `GenerationItem` are scored by entropy, and by likeness to its references under `frequencies`,
+    the inverse document frequencies of all reference texts.
     """
 
-    items: tuple[CounterFactItem, ...]
+    items: tuple[CounterFactItem | GenerationItem, ...]
     edited: bool
+    frequencies: Mapping[str, float] = field(default_factory=dict)
 
     def content(self) -> Any:
-        """The mode and the items."""
-        return [self.edited, [asdict(item) for item in self.items]]
+        """The mode, the items, and how texts are drawn and scored."""
+        texts = [SPEC["generation"], dict(self.frequencies)] if self._texts else []
+        return [self.edited, [asdict(item) for item in self.items], *texts]
+
+    @property
+    def _prompts(self) -> list[CounterFactItem]:
+        return [item for item in self.items if isinstance(item, CounterFactItem)]
+
+    @property
+    def _texts(self) -> list[GenerationItem]:
+        return [item for item in self.items if isinstance(item, GenerationItem)]
 
     def _metric(self, kind: str) -> str:
         return EFFICACY if self.edited and kind == REWRITE else kind
@@ -115,21 +121,57 @@ class CounterFactSuite(Suite):
         return str(item.kind)
 
     def metric_sizes(self) -> dict[str, int]:
-        """Prompts by kind, once for success and once for magnitude."""
-        counts = Counter(self._metric(item.kind) for item in self.items)
-        return {
+        """Prompts by kind, once for success and once for magnitude; records by what is said of their texts."""
+        counts = Counter(self._metric(item.kind) for item in self._prompts)
+        sizes = {
             f"{self.name}.{kind}_{what}.{LIKELIHOOD}": n
             for kind, n in counts.items()
             for what in ("success", "magnitude")
         }
+        referred = sum(bool(item.references) for item in self._texts)
+        texts = {ENTROPY: len(self._texts), CONSISTENCY: referred}
+        return sizes | {f"{self.name}.{what}.{SAMPLED}": n for what, n in texts.items() if n}
 
     def score(self, scorer: Scorer) -> list[ItemOutcome]:
-        """Success and magnitude of every prompt."""
-        prompts = [item.prompt for item in self.items for _ in range(2)]
-        objects = [text for item in self.items for text in (item.true, item.new)]
+        """Success and magnitude of every prompt, entropy and consistency of every record's texts."""
+        return [*self._score_prompts(scorer), *self._score_texts(scorer)]
+
+    def _score_texts(self, scorer: Scorer) -> list[ItemOutcome]:
+        items, spec = self._texts, SPEC["generation"]
+        prompts = [prompt for item in items for prompt in item.prompts]
+        budgets = [max(1, spec["length"] - len(ids)) for ids in prompt_ids(scorer.base.tokenizer, prompts)]
+        texts = iter(scorer.sample(prompts, budgets, Sampling(spec["top_k"], spec["seed"])) if prompts else ())
+        weights = {int(n): weight for n, weight in spec["ngrams"].items()}
+        outcomes = []
+        for item in items:
+            whole = [f"{prompt} {next(texts)}" for prompt in item.prompts]
+            scores = {ENTROPY: sum(ngram_entropy(text, weights) for text in whole) / len(whole)}
+            if item.references:
+                scores[CONSISTENCY] = similarity(" ".join(whole), " ".join(item.references), self.frequencies)
+            for metric, score in scores.items():
+                outcomes.append(
+                    ItemOutcome(
+                        suite=self.name,
+                        metric=metric,
+                        protocol=SAMPLED,
+                        item_id=item.item_id,
+                        prompt=item.prompt,
+                        expected=item.expected,
+                        got=whole[0],
+                        score=score,
+                        binary=False,
+                        group=item.group,
+                    )
+                )
+        return outcomes
+
+    def _score_prompts(self, scorer: Scorer) -> list[ItemOutcome]:
+        items = self._prompts
+        prompts = [item.prompt for item in items for _ in range(2)]
+        objects = [text for item in items for text in (item.true, item.new)]
         likelihoods = [math.exp(result.mean_logprob) for result in scorer.teacher_forced(prompts, objects)]
         outcomes = []
-        for item, p_true, p_new in zip(self.items, likelihoods[::2], likelihoods[1::2], strict=True):
+        for item, p_true, p_new in zip(items, likelihoods[::2], likelihoods[1::2], strict=True):
             wants_new = self.edited and item.kind != NEIGHBOURHOOD
             margin = p_new - p_true if wants_new else p_true - p_new
             for what, score, binary in (("success", float(margin > 0), True), ("magnitude", margin, False)):
@@ -182,39 +224,56 @@ def _items(records: Sequence[CounterFactRecord]) -> Iterator[CounterFactItem]:
                 )
 
 
-def _load(path: Path, name: str, edited: bool) -> CounterFactSuite:
-    items = {item.item_id: item for item in _items(read(path))}
-    return CounterFactSuite(name=name, version=VERSION, items=tuple(items.values()), edited=edited)
-
-
-def load_regression(path: Path) -> CounterFactSuite:
-    """*Regression mode*: nothing is edited; p(true) is to stay above p(new) on every prompt."""
-    return _load(path, "counterfact", edited=False)
-
-
-def load_edited(path: Path) -> CounterFactSuite:
-    """*Edit mode*: the records are applied; p(new) is to win on rewrites and paraphrases, p(true) on neighbours."""
-    return _load(path, "counterfact_edits", edited=True)
-
-
-def fact_changes(path: Path) -> list[FactChange]:
-    """*Edit mode*: each record as a fact change to its counterfactual object.
-
-    Left out: records whose prompt does not name the subject, and those whose new object is the true one.
-    """
-    return [
-        FactChange(
-            subject=record.subject,
-            relation=record.relation,
-            target=record.new,
-            target_old=record.true,
-            prompt=record.template,
-            rephrases=record.paraphrases,
-            locality=tuple(LocalityPrompt(prompt=prompt, answer=record.true) for prompt in record.neighbourhood),
-            effective_at=EPOCH,
-            observed_at=EPOCH,
-            source="counterfact",
+def _texts(
+    records: Sequence[CounterFactRecord], generation: int | None, references: References, edited: bool
+) -> Iterator[GenerationItem]:
+    asked = [record for record in records if record.generation]
+    for record in asked[:generation]:
+        wanted, wanted_id = (record.new, record.new_id) if edited else (record.true, record.true_id)
+        yield GenerationItem(
+            item_id=f"generation:{stable_id(*record.generation, wanted)}",
+            prompts=record.generation,
+            expected=wanted,
+            references=tuple(references.get((record.relation, wanted_id), ())),
+            group=record.relation,
         )
-        for record in read(path)
-        if record.template and record.new != record.true
-    ]
+
+
+def suite_of(
+    records: Sequence[CounterFactRecord],
+    *,
+    edited: bool,
+    generation: int | None = None,
+    references: str | Path | None = None,
+) -> CounterFactSuite:
+    """The suite of these records in either mode; the options are those of the loaders."""
+    texts = read_references(Path(references)) if references is not None else {}
+    items: list[CounterFactItem | GenerationItem] = [*_items(records), *_texts(records, generation, texts, edited)]
+    return CounterFactSuite(
+        name="counterfact_edits" if edited else "counterfact",
+        version=VERSION,
+        items=tuple({item.item_id: item for item in items}.values()),
+        edited=edited,
+        frequencies=inverse_frequencies(text for group in texts.values() for text in group),
+    )
+
+
+def load_regression(
+    path: Path, *, generation: int | None = 0, references: str | Path | None = None, split: str | None = None
+) -> CounterFactSuite:
+    """*Regression mode*: nothing is edited; p(true) is to stay above p(new) on every prompt.
+
+    Texts are drawn for the first `generation` records that have generation prompts (None: all) and
+    compared with those of `references`, a file like ROME's `attribute_snippets.json`, about the true object.
+    """
+    return suite_of(read(path, split), edited=False, generation=generation, references=references)
+
+
+def load_edited(
+    path: Path, *, generation: int | None = None, references: str | Path | None = None, split: str | None = None
+) -> CounterFactSuite:
+    """*Edit mode*: the records are applied; p(new) is to win on rewrites and paraphrases, p(true) on neighbours.
+
+    Texts are drawn as in regression mode, and compared with those about the new object.
+    """
+    return suite_of(read(path, split), edited=True, generation=generation, references=references)

@@ -12,9 +12,10 @@ from editing.evals.probes import GENERATED
 from editing.evals.report import ItemOutcome
 from editing.evals.scorer import Scorer
 from editing.evals.suite import Suite, stable_id
-from editing.evals.suites.files import Record, load_form, need, read_records, single_file
+from editing.evals.suites.files import SHOWN, Record, chosen_form, load_spec, need, numbered_records, split_of
 
-VERSION = "1"
+SPEC = load_spec(__file__)
+VERSION: str = SPEC["version"]
 MARK = "####"
 # Named as in lm-eval's gsm8k task: the pattern, and which of its matches is the answer.
 FILTERS = {
@@ -26,9 +27,10 @@ INVALID = "[invalid]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gsm8kItem:
-    """A problem as the model reads it, shots and all; `expected` is the number of the reference answer."""
+    """A problem, and as the model reads it, shots and all; `expected` is the number of the reference answer."""
 
     item_id: str
+    question: str
     prompt: str
     expected: str
 
@@ -50,11 +52,12 @@ def extract(text: str, filter_name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Gsm8kSuite(Suite):
-    """Problems, generated once and read by every filter."""
+    """Problems, generated once and read by every filter; `shots` are the (question, answer) pairs before each."""
 
     items: tuple[Gsm8kItem, ...]
     max_new_tokens: int
     stop: tuple[str, ...]
+    shots: tuple[tuple[str, str], ...]
 
     def content(self) -> Any:
         """The items with their whole prompts, the budget, the stop texts and the filters."""
@@ -88,40 +91,60 @@ class Gsm8kSuite(Suite):
         return outcomes
 
 
+def _shots(path: Path, shots: int, shots_from: str | Path | None) -> list[tuple[str, str]]:
+    """The first `shots` problems of `shots_from`, or else of the train split beside the evaluated one."""
+    if shots == 0:
+        return []
+    source = Path(shots_from) if shots_from is not None else path
+    shown: list[tuple[str, str]] = []
+    if shots_from is not None or _has_shots(path):
+        split = next((name for name in SHOWN if _has_shots(source, name)), None)
+        for record, file, place in numbered_records(source, split):
+            question, answer = (need(record, name, file, place).strip() for name in ("question", "answer"))
+            shown.append((question, answer))
+            if len(shown) == shots:
+                return shown
+    raise SuiteError(
+        f"{shots} shots were asked for and {shots_from or 'no training file'} has {len(shown)}; "
+        "give shots_from=the training split, or shots=0"
+    )
+
+
+def _has_shots(path: Path, split: str | None = None) -> bool:
+    """Whether a folder has a split that shots may come from, beside an evaluated one."""
+    splits = {split_of(file) for file in path.rglob("*.*")} if path.is_dir() else set()
+    return bool(splits & ({split} if split else set(SHOWN))) and len(splits - {None}) > 1
+
+
 def load(
     path: Path,
     *,
-    shots: int = 5,
+    shots: int = SPEC["shots"],
     shots_from: str | Path | None = None,
     form: str | Record = "standard",
     max_new_tokens: int | None = None,
+    split: str | None = None,
 ) -> Gsm8kSuite:
-    """The problems of a file; the first `shots` of `shots_from` (the training split) go before each.
+    """The problems of a file or folder; the first `shots` of the training split go before each.
 
-    `form` is one named in `suite.toml` or a mapping with `question`, `stop` and `max_new_tokens`.
-    Raises `SuiteError` when an answer has no number, or shots are asked for without enough of them.
+    The training split is `shots_from`, or the one in the same folder. `form` is one named in
+    `suite.toml` or a mapping with `question`, `stop` and `max_new_tokens`. Without a `split`, test is
+    taken where there are several. Raises `SuiteError` when an answer has no number, or shots are
+    asked for without enough of them.
     """
-    layout = load_form(__file__, form)
-    path = single_file(path, (".jsonl", ".parquet"))
-    examples = read_records(single_file(Path(shots_from))) if shots and shots_from is not None else []
-    if len(examples) < shots:
-        raise SuiteError(
-            f"{shots} shots were asked for and {shots_from or 'no training file'} has {len(examples)}; "
-            "give shots_from=the training split, or shots=0"
-        )
-    shown = "".join(
-        f"{layout['question'].format(question=example['question'].strip())} {example['answer'].strip()}\n\n"
-        for example in examples[:shots]
-    )
+    layout = chosen_form(SPEC, form)
+    shown = _shots(path, shots, shots_from)
+    opening = "".join(f"{layout['question'].format(question=question)} {answer}\n\n" for question, answer in shown)
     items: dict[str, Gsm8kItem] = {}
-    for place, record in enumerate(read_records(path)):
-        question, answer = (need(record, name, path, place).strip() for name in ("question", "answer"))
+    for record, file, place in numbered_records(path, split):
+        question, answer = (need(record, name, file, place).strip() for name in ("question", "answer"))
         if MARK not in answer:
-            raise SuiteError(f"the answer of record {place} of {path} has no {MARK!r}: {answer[-60:]!r}")
+            raise SuiteError(f"the answer of record {place} of {file} has no {MARK!r}: {answer[-60:]!r}")
         item_id = stable_id(question)
         items[item_id] = Gsm8kItem(
             item_id=item_id,
-            prompt=shown + layout["question"].format(question=question),
+            question=question,
+            prompt=opening + layout["question"].format(question=question),
             expected=normalise(answer.rsplit(MARK, 1)[1]),
         )
     return Gsm8kSuite(
@@ -130,4 +153,5 @@ def load(
         items=tuple(items.values()),
         max_new_tokens=max_new_tokens or layout["max_new_tokens"],
         stop=tuple(layout["stop"]),
+        shots=tuple(shown),
     )

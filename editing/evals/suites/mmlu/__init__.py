@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from editing.errors import SuiteError
 from editing.evals.report import ItemOutcome
 from editing.evals.scorer import Scorer
 from editing.evals.suite import Suite, stable_id
-from editing.evals.suites.files import Record, load_form, read_records, read_rows
+from editing.evals.suites.files import Record, chosen_form, load_spec, read_records, read_rows, split_of
 
-VERSION = "1"
+SPEC = load_spec(__file__)
+VERSION: str = SPEC["version"]
 OPTION_LIKELIHOOD = "option_likelihood"
 METRIC = f"mmlu.accuracy.{OPTION_LIKELIHOOD}"
 LETTERS = "ABCD"
@@ -38,6 +38,7 @@ class MmluItem:
 
     item_id: str
     subject: str
+    question: str
     prompt: str
     choices: tuple[str, ...]
     answer: int
@@ -67,17 +68,10 @@ def _from_record(record: Record, path: Path) -> Question:
     return question
 
 
-def _split_of(path: Path) -> str | None:
-    """The split that a file belongs to: `SUBJECT_test.csv`, `test-00000-of-00001.parquet`, `test.jsonl`."""
-    name = "|".join((SHOTS_SPLIT, *SPLITS))
-    found = re.search(rf"_({name})$", path.stem) or re.match(rf"({name})(?:-|$)", path.stem)
-    return found[1] if found else None
-
-
 def _read_split(path: Path, split: str | None) -> Iterator[Question]:
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     for file in files:
-        if file.suffix not in (".csv", ".parquet", ".jsonl") or _split_of(file) != split:
+        if file.suffix not in (".csv", ".parquet", ".jsonl") or split_of(file) != split:
             continue
         if file.suffix == ".csv":
             subject = file.stem.removesuffix(f"_{split}")
@@ -105,9 +99,14 @@ def _render(form: Mapping[str, Any], question: Question) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class MmluSuite(Suite):
-    """Each question's four letters compete; the likeliest is the answer."""
+    """Each question's four letters compete; the likeliest is the answer.
+
+    `header` opens every prompt (`{subject}`), `shots` are the questions shown before, by subject.
+    """
 
     items: tuple[MmluItem, ...]
+    header: str
+    shots: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
 
     def content(self) -> Any:
         """The items with their whole prompts."""
@@ -142,26 +141,30 @@ class MmluSuite(Suite):
         return outcomes
 
 
-def load(path: Path, *, shots: int = 5, form: str | Record = "standard", split: str | None = None) -> MmluSuite:
+def load(
+    path: Path, *, shots: int = SPEC["shots"], form: str | Record = "standard", split: str | None = None
+) -> MmluSuite:
     """The questions of a folder or file; the first `shots` of each subject's dev split go before them.
 
     `form` is one named in `suite.toml` or a mapping with `header` and `question`. Without a
     `split`, test is taken, or else val. Raises `SuiteError` when there are no questions or too few
     shots for a subject.
     """
-    layout = load_form(__file__, form)
+    layout = chosen_form(SPEC, form)
     questions = _evaluated(path, split)
-    examples: dict[str, list[str]] = {}
+    examples: dict[str, list[Question]] = {}
     for question in _read_split(path, SHOTS_SPLIT) if shots else ():
-        shown = examples.setdefault(question.subject, [])
-        if len(shown) < shots:
-            shown.append(f"{_render(layout, question)} {LETTERS[question.answer]}\n\n")
+        examples.setdefault(question.subject, []).append(question)
+    shown = {subject: tuple(found[:shots]) for subject, found in examples.items()}
+    opening = {
+        subject: "".join(f"{_render(layout, example)} {LETTERS[example.answer]}\n\n" for example in found)
+        for subject, found in shown.items()
+    }
     items: dict[str, MmluItem] = {}
     for question in questions:
-        shown = examples.get(question.subject, [])
-        if len(shown) < shots:
+        if (found := len(shown.get(question.subject, ()))) < shots:
             raise SuiteError(
-                f"{question.subject} has {len(shown)} dev questions in {path}, {shots} shots were asked for; "
+                f"{question.subject} has {found} dev questions in {path}, {shots} shots were asked for; "
                 "add its dev split or ask for fewer shots"
             )
         header = layout["header"].format(subject=question.subject.replace("_", " "))
@@ -169,7 +172,8 @@ def load(path: Path, *, shots: int = 5, form: str | Record = "standard", split: 
         items[item_id] = MmluItem(
             item_id=item_id,
             subject=question.subject,
-            prompt=header + "".join(shown) + _render(layout, question),
+            question=question.question,
+            prompt=header + opening.get(question.subject, "") + _render(layout, question),
             choices=question.choices,
             answer=question.answer,
         )
@@ -179,4 +183,6 @@ def load(path: Path, *, shots: int = 5, form: str | Record = "standard", split: 
         version=f"{VERSION}-{shots}shot",
         items=tuple(items.values()),
         excluded={"repeated question": repeated} if repeated else {},
+        header=layout["header"],
+        shots=shown,
     )

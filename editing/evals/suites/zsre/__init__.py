@@ -9,10 +9,11 @@ from pathlib import Path
 
 from editing.evals.probes import Probe, ProbeSuite
 from editing.evals.suite import stable_id
-from editing.evals.suites.files import Record, need, read_records, single_file
-from editing.facts import SLOT, FactChange, LocalityPrompt, fold
+from editing.evals.suites.files import Record, load_spec, need, numbered_records
+from editing.facts import SLOT, FactChange, LocalityPrompt, PortabilityPrompt, fold
 
-VERSION = "1"
+SPEC = load_spec(__file__)
+VERSION: str = SPEC["version"]
 NQ_PREFIX = "nq question: "
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -27,6 +28,7 @@ class ZsreRecord:
     edit_target: str
     answers: tuple[str, ...]
     locality: tuple[LocalityPrompt, ...]
+    portability: tuple[PortabilityPrompt, ...]
 
 
 def _texts(value: object) -> tuple[str, ...]:
@@ -50,26 +52,38 @@ def _locality(record: Record) -> Iterator[LocalityPrompt]:
             yield LocalityPrompt(prompt=prompt.strip(), answer=answers[0])
 
 
-def read(path: Path) -> list[ZsreRecord]:
-    """Every record of a ZsRE file. Raises `SuiteError` naming the record and the field that is missing."""
-    path = single_file(path)
+def _portability(record: Record) -> Iterator[PortabilityPrompt]:
+    """EasyEdit's one question, or KnowEdit's by kind."""
+    block = record.get("portability") or {}
+    pairs = [(block["New Question"], block.get("New Answer"))] if "New Question" in block else []
+    for group in () if pairs else block.values():
+        pairs += [(item.get("prompt"), item.get("ground_truth")) for item in group or ()]
+    for prompt, answer in pairs:
+        answers = _texts(answer)
+        if prompt and answers:
+            yield PortabilityPrompt(prompt=prompt.strip(), answer=answers[0])
+
+
+def read(path: Path, split: str | None = None) -> list[ZsreRecord]:
+    """Every record of a ZsRE file or split. Raises `SuiteError` naming the record and the field that is missing."""
     records = []
-    for place, record in enumerate(read_records(path)):
+    for record, file, place in numbered_records(path, split):
         mend = "src" in record
         records.append(
             ZsreRecord(
-                subject=need(record, "subject", path, place).strip(),
-                question=need(record, "src" if mend else "prompt", path, place).strip(),
+                subject=need(record, "subject", file, place).strip(),
+                question=need(record, "src" if mend else "prompt", file, place).strip(),
                 rephrase=(record.get("rephrase" if mend else "rephrase_prompt") or "").strip(),
                 edit_target=(record.get("alt" if mend else "target_new") or "").strip(),
-                answers=_texts(need(record, "answers" if mend else "ground_truth", path, place)),
+                answers=_texts(need(record, "answers" if mend else "ground_truth", file, place)),
                 locality=tuple(_locality(record)),
+                portability=tuple(_portability(record)),
             )
         )
     return records
 
 
-def load_regression(path: Path) -> ProbeSuite:
+def load_regression(path: Path, *, split: str | None = None) -> ProbeSuite:
     """*Regression mode*: nothing of the suite is edited; the answers it records are still to be given.
 
     Metrics `question`, `rephrase` and `unrelated` (the locality questions), in both protocols.
@@ -81,7 +95,7 @@ def load_regression(path: Path) -> ProbeSuite:
             item_id = f"{metric}:{stable_id(prompt, *answers)}"
             probes.setdefault(item_id, Probe(item_id=item_id, metric=metric, prompt=prompt, answers=answers))
 
-    for record in read(path):
+    for record in read(path, split):
         add("question", record.question, record.answers)
         add("rephrase", record.rephrase, record.answers)
         for local in record.locality:
@@ -89,14 +103,14 @@ def load_regression(path: Path) -> ProbeSuite:
     return ProbeSuite(name="zsre", version=VERSION, items=tuple(probes.values()))
 
 
-def fact_changes(path: Path) -> list[FactChange]:
+def fact_changes(path: Path, *, split: str | None = None) -> list[FactChange]:
     """*Edit mode*: each record as a fact change to its edit target, for `edits.edit_suite` to score.
 
     Left out: records without a target, whose target is already an answer, or whose question does
     not name the subject.
     """
     changes = []
-    for record in read(path):
+    for record in read(path, split):
         known = fold(record.edit_target) in {fold(answer) for answer in record.answers}
         if not record.edit_target or known or record.subject not in record.question:
             continue
@@ -109,6 +123,7 @@ def fact_changes(path: Path) -> list[FactChange]:
                 prompt=record.question.replace(record.subject, SLOT, 1),
                 rephrases=(record.rephrase,) if record.rephrase else (),
                 locality=record.locality,
+                portability=record.portability,
                 effective_at=EPOCH,
                 observed_at=EPOCH,
                 source="zsre",
