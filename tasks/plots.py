@@ -104,16 +104,18 @@ def over_nights(title: str, nights: Sequence[tuple[str, Mapping[str, float]]], l
     return figure
 
 
-def gate_scores(groups: Mapping[str, Sequence[float]], threshold: float | None, *, title: str) -> Figure:
-    """Histograms of scores by kind of prompt, with the threshold from which on an edit answers."""
-    figure, axes = _axes(title)
-    everything = [score for scores in groups.values() for score in scores]
-    edges = np.linspace(min(0.0, *everything), max(everything) * 1.02, 41)
-    for (name, scores), colour in zip(groups.items(), COLOURS, strict=False):
-        axes.hist(scores, bins=edges.tolist(), density=True, alpha=0.55, color=colour, label=f"{name} ({len(scores)})")
-    if threshold is not None and math.isfinite(threshold):
-        axes.axvline(threshold, color="black", linewidth=1.2, linestyle="--", label=f"threshold {threshold:.3g}")
-    axes.set_xlabel("score")
+def scope_margins(groups: Mapping[str, Sequence[float]]) -> Figure:
+    """Histograms of how far prompts score above what lets an edit answer, by kind of prompt; infinite ones left out."""
+    figure, axes = _axes("Scope: how far prompts score above the threshold")
+    finite = {name: [margin for margin in margins if math.isfinite(margin)] for name, margins in groups.items()}
+    everything = [margin for margins in finite.values() for margin in margins]
+    edges = np.linspace(min(0.0, *everything), max(0.0, *everything), 41)
+    for (name, margins), colour in zip(finite.items(), COLOURS, strict=False):
+        axes.hist(
+            margins, bins=edges.tolist(), density=True, alpha=0.55, color=colour, label=f"{name} ({len(margins)})"
+        )
+    axes.axvline(0.0, color="black", linewidth=1.2, linestyle="--", label="threshold")
+    axes.set_xlabel("score minus threshold, in the method's unit")
     axes.set_ylabel("density")
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.legend(frameon=False, fontsize=8)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from editing.models import BaseModel
 from editing.statistics import SecondMoments
 
 Progress = Callable[[str, int, int], None]
+Row = tuple[Sequence[int], Sequence[int]]  # the tokens of a prompt, and those of what follows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +106,29 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
-class GateScores:
-    """How a state decides about prompts: for each its score, and the threshold from which on an edit answers.
+class ScopeReading:
+    """How far a state's edits reach into one text.
 
-    `name` says what is scored (lower case with dashes), `title` says it to people.
+    `touched` of its `tokens` are computed otherwise than by the base; a text with none gets the base's logits. `score` is the highest that an
+    edit reached and `threshold` what it had to reach, both in the method's own unit; `fact_id` is
+    the edit that answered, from a method that answers by one.
     """
 
-    name: str
-    title: str
-    scores: tuple[float, ...]
+    tokens: int
+    touched: int
+    score: float
     threshold: float
+    fact_id: str | None = None
+
+    @property
+    def margin(self) -> float:
+        """How far the score is above the threshold."""
+        return self.score - self.threshold
+
+    @property
+    def lead(self) -> float:
+        """The margin as a share of the threshold, which counts as 1 where it is smaller."""
+        return self.margin / max(1.0, abs(self.threshold))
 
 
 class Editor(Protocol[State]):
@@ -151,10 +165,12 @@ class Editor(Protocol[State]):
         """What the state does to `prompt`; nothing of it is attached outside this call."""
         ...
 
-    def gate_scores(
-        self, base: BaseModel, state: State, prompts: Sequence[str], batch_size: int
-    ) -> tuple[GateScores, ...]:
-        """The scores by which each mechanism of the method decides about `prompts`."""
+    def read_scope(self, base: BaseModel, state: State, rows: Sequence[Row], *, batch_size: int) -> list[ScopeReading]:
+        """What `state`, which is not attached to `base`, does to each row: a prompt's tokens and those after it."""
+        ...
+
+    def gauges(self, state: State) -> dict[str, float]:
+        """Figures of the state that are worth following from night to night, by name; finite."""
         ...
 
     def save(self, state: State, folder: Path) -> str:
@@ -182,45 +198,6 @@ def claim(base: BaseModel) -> None:
 def release(base: BaseModel) -> None:
     """Give the model object back that `claim` took."""
     delattr(base.model, _ATTACHED)
-
-
-@dataclass(frozen=True, slots=True)
-class ScopeReading:
-    """How far a state's edits reach into one text.
-
-    `touched` of its `tokens` are computed otherwise than by the base. `score` is the highest that an
-    edit reached and `threshold` what it had to reach, both in the method's own unit; `fact_id` is
-    the edit that answered, from a method that answers by one.
-    """
-
-    tokens: int
-    touched: int
-    score: float
-    threshold: float
-    fact_id: str | None = None
-
-    @property
-    def margin(self) -> float:
-        """How far the score is above the threshold."""
-        return self.score - self.threshold
-
-
-@runtime_checkable
-class ReportsScope(Protocol):
-    """An editor that can say what its states reach: the telemetry of a night, and which answers are the base's."""
-
-    def read_scope(
-        self, base: BaseModel, state: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 64
-    ) -> list[ScopeReading]:
-        """What `state`, which is not attached to `base`, does to each row: a prompt's tokens and those after it.
-
-        A row that is not `touched` gets the base's logits.
-        """
-        ...
-
-    def gauges(self, state: Any) -> dict[str, float]:
-        """Figures of the state that are worth following from night to night, by name."""
-        ...
 
 
 _continuation: ContextVar[int | Tensor | None] = ContextVar("continuation", default=None)

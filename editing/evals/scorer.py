@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from editing.editors import get_editor
-from editing.editors.base import EditState, Progress, ReportsScope
+from editing.editors.base import EditState, Progress
 from editing.evals.lanes import Lanes
 from editing.evals.report import content_digest
 from editing.evals.requests import GenerationPlan, Ids, RequestBook, Row
@@ -142,13 +142,13 @@ class Scorer:
     def _out_of_reach(self, rows: Sequence[Row]) -> list[Row]:
         assert self.state is not None
         editor, model = get_editor(self.state.method), self._lanes.spare
-        if model is None or not isinstance(editor, ReportsScope):
+        if model is None:
             return []
         readings = editor.read_scope(model, self.state, rows, batch_size=self.batch_size)
         return [
             row
             for row, reading in zip(rows, readings, strict=True)
-            if not reading.touched and reading.score < reading.threshold * (1 - CLEARLY_OUT)
+            if not reading.touched and reading.lead < -CLEARLY_OUT
         ]
 
     def _progress(self, stage: str, done: int, total: int) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from editing.editors import get_editor
-from editing.editors.base import EditState, ReportsScope, ScopeReading
+from editing.editors.base import EditState, ScopeReading
 from editing.evals.requests import prompt_ids
 from editing.evals.suite import Suite
 from editing.facts import FactChange, fold
@@ -23,20 +23,22 @@ class Reach:
     """What edits reach of a kind of prompt: `prompts` of them, shares 0 to 1, margins in the method's unit.
 
     `tokens` is the share of all their tokens that an edit computes, `hits` the share of prompts with
-    at least one; `margin` is the median of score minus threshold, `low` and `high` its extremes.
+    at least one; `margin` is the median of score minus threshold, `low` and `high` its extremes (None
+    where everything or nothing is in scope, whatever its score).
     """
 
     kind: str
     prompts: int
     tokens: float
     hits: float
-    margin: float
-    low: float
-    high: float
+    margin: float | None
+    low: float | None
+    high: float | None
 
     def scalars(self) -> dict[str, float]:
         """The figures by name, for a tracking server."""
-        return {f"{self.kind}/{name}": getattr(self, name) for name in ("tokens", "hits", "margin", "low", "high")}
+        figures = {name: getattr(self, name) for name in ("tokens", "hits", "margin", "low", "high")}
+        return {f"{self.kind}/{name}": value for name, value in figures.items() if value is not None}
 
 
 def asked_kinds(facts: Iterable[FactChange]) -> dict[str, list[str]]:
@@ -55,34 +57,22 @@ def suite_kinds(suites: Iterable[Suite], limit: int) -> dict[str, list[str]]:
     return {suite.name: [item.prompt for item in suite.sample(limit).items] for suite in suites}
 
 
-def readings(
-    base: BaseModel, state: EditState, prompts: Sequence[str], *, batch_size: int
-) -> list[ScopeReading] | None:
-    """What `state`, which is not attached, does to each prompt; None from a method that does not say."""
-    editor: Any = get_editor(state.method)
-    if not isinstance(editor, ReportsScope):
-        return None
+def readings(base: BaseModel, state: EditState, prompts: Sequence[str], *, batch_size: int) -> list[ScopeReading]:
+    """What `state`, which is not attached, does to each prompt."""
     rows = [(ids, ()) for ids in prompt_ids(base.tokenizer, prompts)]
-    return editor.read_scope(base, state, rows, batch_size=batch_size)
+    found: list[ScopeReading] = get_editor(state.method).read_scope(base, state, rows, batch_size=batch_size)
+    return found
 
 
-def reach(base: BaseModel, state: EditState, kinds: Mapping[str, Sequence[str]], *, batch_size: int) -> list[Reach]:
-    """One row for each kind that has prompts; none from a method that reports no scope."""
-    rows = []
-    for kind, prompts in kinds.items():
-        found = readings(base, state, prompts, batch_size=batch_size) if prompts else None
-        if not found:
-            continue
-        margins = [reading.margin for reading in found]
-        rows.append(
-            Reach(
-                kind=kind,
-                prompts=len(found),
-                tokens=sum(reading.touched for reading in found) / sum(reading.tokens for reading in found),
-                hits=sum(reading.touched > 0 for reading in found) / len(found),
-                margin=statistics.median(margins),
-                low=min(margins),
-                high=max(margins),
-            )
-        )
-    return rows
+def reach(kind: str, found: Sequence[ScopeReading]) -> Reach:
+    """The row of one kind of prompt; at least one reading."""
+    margins = [reading.margin for reading in found if math.isfinite(reading.margin)]
+    return Reach(
+        kind=kind,
+        prompts=len(found),
+        tokens=sum(reading.touched for reading in found) / sum(reading.tokens for reading in found),
+        hits=sum(reading.touched > 0 for reading in found) / len(found),
+        margin=statistics.median(margins) if margins else None,
+        low=min(margins, default=None),
+        high=max(margins, default=None),
+    )

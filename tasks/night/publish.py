@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +13,6 @@ from prefect.cache_policies import NO_CACHE
 from editing.errors import StateError
 from editing.evals.gate import Verdict
 from editing.evals.report import EvalReport
-from editing.facts import FactChange, fold
 from editing.tokenisation import encode_prompts
 from tasks.artifacts import show_link
 from tasks.champion.answers import record_answers
@@ -27,7 +25,7 @@ from tasks.night.record import record_version
 from tasks.night.summary import finished_nights, scores_of
 from tasks.night.telemetry import log_telemetry
 from tasks.night.timing import log_timing
-from tasks.plots import gate_scores, retention_by_age, success_by_night
+from tasks.plots import retention_by_age, success_by_night
 from tasks.registry import ArtifactMissingError, NightRun, Version
 from tasks.report.content import report_path
 from tasks.workspace import Workspace, open_workspace
@@ -175,24 +173,3 @@ def _describe(space: Workspace, work: NightWork, run: NightRun, report: EvalRepo
     log_timing(space, work, run)
     if ages := retention_groups(report):
         run.figure("retention-by-age", retention_by_age(ages))
-    for name, (groups, threshold, title) in _gate_scores(space, state, facts).items():
-        run.figure(name, gate_scores(groups, threshold, title=title))
-
-
-def _gate_scores(
-    space: Workspace, state: Any, facts: Sequence[FactChange]
-) -> dict[str, tuple[dict[str, list[float]], float, str]]:
-    """By name of the score: the scores of tonight's prompts by their kind, the threshold and the title."""
-    kinds: dict[str, list[str]] = {"edit prompts": [], "rephrases": [], "same subject": [], "other subjects": []}
-    for fact in facts:
-        kinds["edit prompts"].append(fact.question)
-        kinds["rephrases"].extend(fact.paraphrases)
-        for item in fact.locality:
-            same = fold(fact.subject) in fold(item.prompt)
-            kinds["same subject" if same else "other subjects"].append(item.prompt)
-    found: dict[str, tuple[dict[str, list[float]], float, str]] = {}
-    for kind, prompts in kinds.items():
-        for each in space.editor.gate_scores(space.base, state, prompts, space.settings.evaluation.batch_size):
-            groups, _, _ = found.setdefault(each.name, ({}, each.threshold, each.title))
-            groups[kind] = list(each.scores)
-    return found

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from editing.editors.base import ReportsScope
 from editing.errors import StateError
-from editing.evals.telemetry import Reach, asked_kinds, reach, suite_kinds
+from editing.evals.telemetry import Reach, asked_kinds, reach, readings, suite_kinds
 from editing.facts import FactChange
 from editing.storage import read_json, write_json
 from tasks.forgetting import observations
 from tasks.night.plan import NightWork
 from tasks.night.summary import finished_nights
 from tasks.plots import forgetting_curve as curve_figure
-from tasks.plots import over_nights
+from tasks.plots import over_nights, scope_margins
 from tasks.registry import NightRun
 from tasks.suites import configured_suites
 from tasks.workspace import Workspace
@@ -27,7 +27,7 @@ PROMPTS_OF_A_SUITE = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Telemetry:
-    """Of one state: rows of reach, and gauges by name; empty for a method that reports none."""
+    """Of one state: rows of reach, and gauges by name."""
 
     digest: str = ""
     reach: tuple[Reach, ...] = ()
@@ -54,7 +54,7 @@ def telemetry_of(space: Workspace, night: str) -> Telemetry:
 def log_telemetry(space: Workspace, work: NightWork, run: NightRun, facts: Sequence[FactChange]) -> None:
     """Measure the candidate's reach and keep it; log it, the batches' canaries and the curves to MLflow."""
     commits = space.ledger.commits(work.key)
-    made = _measured(space, work, commits[-1].state_digest, facts)
+    made = _measured(space, work, run, commits[-1].state_digest, facts)
     now = int(datetime.now(UTC).timestamp() * 1000)
     figures = {f"scope/{name}": value for row in made.reach for name, value in row.scalars().items()}
     figures |= {f"gauges/{name}": value for name, value in made.gauges.items()}
@@ -71,15 +71,20 @@ def log_telemetry(space: Workspace, work: NightWork, run: NightRun, facts: Seque
         run.figure("forgetting-curve", curve_figure(points))
 
 
-def _measured(space: Workspace, work: NightWork, digest: str, facts: Sequence[FactChange]) -> Telemetry:
+def _measured(space: Workspace, work: NightWork, run: NightRun, digest: str, facts: Sequence[FactChange]) -> Telemetry:
     kept = telemetry_of(space, work.key)
     if kept.digest == digest:
         return kept
     state = space.state(digest)
-    if not isinstance(space.editor, ReportsScope):
-        return Telemetry(digest=digest)
     kinds = {**asked_kinds(facts), **suite_kinds(configured_suites(space.settings), PROMPTS_OF_A_SUITE)}
-    rows = reach(space.base, state, kinds, batch_size=space.settings.evaluation.batch_size)
+    batch_size = space.settings.evaluation.batch_size
+    found = {
+        kind: readings(space.base, state, prompts, batch_size=batch_size) for kind, prompts in kinds.items() if prompts
+    }
+    margins = {kind: [reading.margin for reading in found[kind]] for kind in asked_kinds(facts) if kind in found}
+    if any(math.isfinite(margin) for group in margins.values() for margin in group):
+        run.figure("scope-margins", scope_margins(margins))
+    rows = [reach(kind, of_kind) for kind, of_kind in found.items()]
     made = Telemetry(digest=digest, reach=tuple(rows), gauges=space.editor.gauges(state))
     write_json(space.night_folder(work.key) / TELEMETRY_FILE, asdict(made))
     return made

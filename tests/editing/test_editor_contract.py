@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -355,14 +356,19 @@ def test_a_prompt_is_explained(tiny_base, edited, batches, method):
 
 
 @each
-def test_scores_tell_what_fires(tiny_base, edited, batches, method):
+def test_the_scope_tells_what_fires(tiny_base, edited, batches, method):
     base, editor = tiny_base("gpt2"), get_editor(method)
-    questions = [fact.question for fact in batches[0].facts]
-    scores = editor.gate_scores(base, edited(method, 1), questions, 2)
-    assert [len(score.scores) for score in scores] == [3] * len(scores)
-    firing = [[value >= score.threshold for value in score.scores] for score in scores]
-    assert all(any(column) for column in zip(*firing, strict=True))
-    assert editor.gate_scores(base, edited(method, 1), [], 2) == ()
+    state = edited(method, 1)
+    rows = [(tuple(base.tokenizer(text)["input_ids"]), ()) for text in [f.question for f in batches[0].facts]]
+    rows.append((tuple(base.tokenizer("People of old elected")["input_ids"]), ()))
+    *asked, other = editor.read_scope(base, state, rows, batch_size=2)
+    assert all(0 < reading.touched <= reading.tokens and reading.margin >= 0 for reading in asked)
+    assert (other.touched, other.tokens) == (0, len(rows[-1][0]))
+    assert other.lead < 0
+    if method == "recipe":
+        assert [reading.fact_id for reading in asked] == [fact.fact_id for fact in batches[0].facts]
+    assert editor.read_scope(base, state, [], batch_size=2) == []
+    assert all(math.isfinite(value) for value in editor.gauges(state).values())
 
 
 @each

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from editing.editors.base import AppliedBatch, Explanation, FactOutcome, GateScores, Progress, claim, release
+from editing.editors.base import AppliedBatch, Explanation, FactOutcome, Progress, Row, ScopeReading, claim, release
 from editing.editors.both import artifact
 from editing.editors.both.config import BothConfig
 from editing.editors.both.state import METHOD, BothState
@@ -105,14 +105,20 @@ class Both:
             tokens=hooked.tokens,
         )
 
-    def gate_scores(
-        self, base: BaseModel, state: BothState, prompts: Sequence[str], batch_size: int
-    ) -> tuple[GateScores, ...]:
+    def read_scope(
+        self, base: BaseModel, state: BothState, rows: Sequence[Row], *, batch_size: int
+    ) -> list[ScopeReading]:
+        """Of each row the reading of the part that is nearest to answering; `touched` by either."""
+        hooked = _COACHHOOK.read_scope(base, state.coachhook, rows, batch_size=batch_size)
+        looked_up = _RECIPE.read_scope(base, state.recipe, rows, batch_size=batch_size)
+        return [
+            replace(max(pair, key=lambda reading: reading.lead), touched=max(reading.touched for reading in pair))
+            for pair in zip(hooked, looked_up, strict=True)
+        ]
+
+    def gauges(self, state: BothState) -> dict[str, float]:
         """Those of CoachHooK and those of RECIPE."""
-        return (
-            *_COACHHOOK.gate_scores(base, state.coachhook, prompts, batch_size),
-            *_RECIPE.gate_scores(base, state.recipe, prompts, batch_size),
-        )
+        return {**_COACHHOOK.gauges(state.coachhook), **_RECIPE.gauges(state.recipe)}
 
     def save(self, state: BothState, folder: Path) -> str:
         """Write both parts' files; returns the digest."""

@@ -22,14 +22,14 @@ from editing.editors.base import (
     AppliedBatch,
     Explanation,
     FactOutcome,
-    GateScores,
     Progress,
+    Row,
     ScopeReading,
     continuation_from,
 )
 from editing.editors.coachhook import artifact, reading
 from editing.editors.coachhook.config import CoachHookConfig
-from editing.editors.coachhook.explain import explain, gate_scores
+from editing.editors.coachhook.explain import explain
 from editing.editors.coachhook.prompts import Context, Group, make_groups
 from editing.editors.coachhook.scope import (
     Hooks,
@@ -171,16 +171,10 @@ class CoachHook:
         """Every token of `prompt` at every edited layer with its score, and the facts whose subject it names."""
         return explain(base, state, prompt)
 
-    def gate_scores(
-        self, base: BaseModel, state: CoachHookState, prompts: Sequence[str], batch_size: int
-    ) -> tuple[GateScores, ...]:
-        """The highest score of each prompt's tokens at the last edited layer; none where every token takes the hook."""
-        return gate_scores(base, state, prompts, batch_size)
-
     def read_scope(
-        self, base: BaseModel, state: CoachHookState, rows: Sequence[reading.Row], *, batch_size: int = ROWS_PER_PASS
+        self, base: BaseModel, state: CoachHookState, rows: Sequence[Row], *, batch_size: int
     ) -> list[ScopeReading]:
-        """See `editing.editors.base.ReportsScope`; scores are in units of the layer's threshold."""
+        """See `editing.editors.base.Editor`; scores are in units of the layer's threshold."""
         state.require_base(base)
         return reading.read_scope(base, state, rows, batch_size)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from editing.editors.base import Candidate, Explanation, GateScores, HookedToken
+from editing.editors.base import Candidate, Explanation, HookedToken
 from editing.editors.coachhook.scope import Hooks, ScopeDecision
 from editing.editors.coachhook.state import METHOD, CoachHookState
 from editing.models import BaseModel
@@ -48,24 +46,3 @@ def explain(base: BaseModel, state: CoachHookState, prompt: str) -> Explanation:
         candidates=tuple(Candidate(fact, max(fired, default=0.0)) for fact in reversed(named)),
         tokens=tokens,
     )
-
-
-@torch.inference_mode()
-def gate_scores(
-    base: BaseModel, state: CoachHookState, prompts: Sequence[str], batch_size: int
-) -> tuple[GateScores, ...]:
-    """The highest score of each prompt's tokens at the last edited layer; none where every token takes the hook."""
-    layer = state.config.layers[-1]
-    highest: list[float] = []
-    for start in range(0, len(prompts), batch_size):
-        inputs = encode_prompts(base.tokenizer, prompts[start : start + batch_size]).to(base.device)
-        decisions: list[ScopeDecision] = []
-        with Hooks(base, state.layers, state.config, decisions):
-            base.model(**inputs)
-        padding = ~inputs["attention_mask"].bool()
-        for decision in decisions:
-            if decision.layer == layer:
-                highest += decision.scores.masked_fill(padding, float("-inf")).amax(1).tolist()
-    if not highest:
-        return ()
-    return (GateScores("scope-scores", f"Scope scores at layer {layer}", tuple(highest), state.layers[layer].alpha),)

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 
 import torch
 
-from editing.editors.base import ScopeReading, continuation_from
+from editing.editors.base import Row, ScopeReading, continuation_from
 from editing.editors.coachhook.scope import Hooks, ScopeDecision
 from editing.editors.coachhook.state import CoachHookState
 from editing.models import BaseModel
 from editing.models.trace import output_of
 from editing.tokenisation import pad, padding_id
-
-Row = tuple[Sequence[int], Sequence[int]]
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from editing.editors.base import AppliedBatch, Candidate, Explanation, FactOutcome, GateScores, Progress
+from editing.editors.base import AppliedBatch, Candidate, Explanation, FactOutcome, Progress, Row, ScopeReading
 from editing.editors.recipe import artifact
 from editing.editors.recipe.asked import AskedText
 from editing.editors.recipe.config import RecipeConfig
@@ -155,19 +155,30 @@ class Recipe:
             candidates=candidates,
         )
 
-    def gate_scores(
-        self, base: BaseModel, state: RecipeState, prompts: Sequence[str], batch_size: int
-    ) -> tuple[GateScores, ...]:
-        """By how much each prompt's best fact scores above what it has to beat; none while nothing can be found."""
-        if not prompts or not state.repository.live.any():
-            return ()
+    def read_scope(
+        self, base: BaseModel, state: RecipeState, rows: Sequence[Row], *, batch_size: int
+    ) -> list[ScopeReading]:
+        """See `editing.editors.base.Editor`: a row that uses a prompt is touched whole, any other not at all.
+
+        Scores are the best fact's, thresholds the gate's limits.
+        """
+        state.require_base(base)
         asked = AskedText(base.tokenizer, state.config.asked)
-        texts = [asked.of_text(prompt) for prompt in prompts]
-        leads: list[float] = []
-        for start in range(0, len(texts), batch_size):
+        texts = [asked.of_ids(list(prompt)) for prompt, _ in rows]
+        readings: list[ScopeReading] = []
+        for start in range(0, len(rows), batch_size):
             found = retrieve(state, texts[start : start + batch_size])
-            leads += (found.scores[:, 0] - np.where(np.isfinite(found.limits), found.limits, 0.0)).tolist()
-        return (GateScores("retrieval-scores", "Best fact's score above the gate's limit", tuple(leads), 0.0),)
+            best = zip(found.rows[:, 0], found.scores[:, 0], found.limits, found.used, strict=True)
+            for (prompt, rest), (row, score, limit, used) in zip(rows[start : start + batch_size], best, strict=True):
+                length = len(prompt) + len(rest)
+                fact_id = state.repository.fact_at(int(row)).fact_id if used else None
+                readings.append(ScopeReading(length, length if used else 0, float(score), float(limit), fact_id))
+        return readings
+
+    def gauges(self, state: RecipeState) -> dict[str, float]:
+        """Rows that can be found, and segments on disk."""
+        repository = state.repository
+        return {"live rows": float(repository.live.sum()), "segments": float(len(repository.segments))}
 
     def save(self, state: RecipeState, folder: Path) -> str:
         """Write or link the state's files; returns the digest."""
