@@ -191,7 +191,6 @@ class RecipeConfig(_Settings):
     recall: Annotated[float, "recall@1 against exact search that an approximate index must show when it is built"] = (
         0.98
     )
-    probes: Annotated[int, "inverted lists that a search looks into at most, raised until the recall is reached"] = 256
     encode_batch: Annotated[int, "texts encoded in one pass"] = 256
 
     def __post_init__(self) -> None:
@@ -204,7 +203,6 @@ class RecipeConfig(_Settings):
                 "converged_loss": (0.0, 100.0),
                 "exact_rows": (1, 10**9),
                 "recall": (0.0, 1.0),
-                "probes": (1, 10**6),
                 "encode_batch": (1, 10**6),
             },
         )

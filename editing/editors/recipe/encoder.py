@@ -82,6 +82,7 @@ class RecipeEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = backbone
+        self._backbone_content = _plain(backbone.config)
         self.tokenizer = base.tokenizer if own is None else own
         self._own_tokenizer = own is not None
         self.model_id = Path(base.model_id).name if Path(base.model_id).is_dir() else base.model_id
@@ -212,7 +213,7 @@ class RecipeEncoder(nn.Module):
             "kind": KIND,
             "format": FORMAT,
             "config": self.config.to_dict(),
-            "backbone": _plain(self.backbone.config),
+            "backbone": self._backbone_content,
             "own_tokenizer": self._own_tokenizer,
             "base": {
                 "model_id": self.model_id,
@@ -297,6 +298,7 @@ class RecipeEncoder(nn.Module):
                 config = EncoderConfig.from_dict(content["config"])
                 encoder = cls(config, _from_config(content["backbone"]), own, base)
             named = content["base"]
+            encoder._backbone_content = content["backbone"]
             encoder.model_id, encoder.base_fingerprint = named["model_id"], named["fingerprint"]
             encoder.tokenizer_hash, encoder.lm_width = named["tokenizer_hash"], named["width"]
             encoder.require_base(base)
