@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence, Set
 
-_ONSETS = "b bl br d dr f fl g gl gr h j k kl kr l m n p pl pr r s sk st t tr v w z".split()
-_VOWELS = "a e i o u ai au ea ia io ou".split()
+_ONSETS = tuple("b bl br d dr f fl g gl gr h j k kl kr l m n p pl pr r s sk st t tr v w z".split(" "))
+_VOWELS = tuple("a e i o u ai au ea ia io ou".split(" "))
 _CODAS = ("", "", "", "l", "m", "n", "nd", "r", "rk", "s", "st", "t", "x")
 _ENDINGS = {
     "country": ("ia", "land", "stan", "ora", "una", "esh", "ania", "ador", "ique", "mark"),

@@ -101,7 +101,9 @@ _ALMANAC_SPLIT = (
     "that the real feed edits and a tenth of the others, are in no text of the training. The objects are "
     "counterfactual: any name that fits the relation. No night's change is among the edits"
 )
-_FILE_SPLIT = "facts of a file, whose subjects are split by a hash: those of the validation are in no edit of the training"
+_FILE_SPLIT = (
+    "facts of a file, whose subjects are split by a hash: those of the validation are in no edit of the training"
+)
 _CARD = """---
 license: apache-2.0
 language: en

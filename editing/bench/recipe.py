@@ -49,8 +49,12 @@ def best_threshold(encoder: RecipeEncoder, source: MetaSource) -> float:
     foreign = [text for edit in edits for text in edit.locality]
     scores_QN = encoder.scores(encoder.query([*queries, *foreign]), knowledge_NR)
     best = scores_QN.max(dim=1)
-    right_Q = torch.cat([best.indices[: len(own)] == torch.tensor(own, device=best.indices.device),
-                         torch.zeros(len(foreign), dtype=torch.bool, device=best.indices.device)])
+    right_Q = torch.cat(
+        [
+            best.indices[: len(own)] == torch.tensor(own, device=best.indices.device),
+            torch.zeros(len(foreign), dtype=torch.bool, device=best.indices.device),
+        ]
+    )
     order = best.values.argsort(descending=True)
     gained = (right_Q[order].long() * 2 - 1).cumsum(0)
     return float(best.values[order[int(gained.argmax())]])

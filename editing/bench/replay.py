@@ -31,6 +31,7 @@ EDITS = "edits"
 METRICS = ("reliability", "generality", "locality", "same_subject")
 MARGIN = 0.02  # of the paired tests against the base
 
+
 @dataclass(frozen=True, kw_only=True)
 class History:
     """What a bench replays: fact changes by night, and prompts whose answers must stay, with these answers."""

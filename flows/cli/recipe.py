@@ -60,5 +60,8 @@ def train(
     rows = [{"share": name, "value": value} for name, value in trained.figures["validation"].items()]
     out.print(table(f"{trained.name} version {trained.version}, on held-out subjects", rows))
     out.print(f"encoder  {trained.folder}\nrun      {trained.run}", soft_wrap=True)
-    out.print(f'use it   ERRATA_EDITOR__METHOD=recipe ERRATA_EDITOR__OPTIONS=\'{{"encoder": "{trained.folder}"}}\'',
-              soft_wrap=True, markup=False)
+    out.print(
+        f'use it   ERRATA_EDITOR__METHOD=recipe ERRATA_EDITOR__OPTIONS=\'{{"encoder": "{trained.folder}"}}\'',
+        soft_wrap=True,
+        markup=False,
+    )

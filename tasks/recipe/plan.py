@@ -11,8 +11,8 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from editing.almanac.recipe import ALMANAC_ENCODER, ALMANAC_TRAINING
 from editing.almanac.meta_edits import AlmanacEdits
+from editing.almanac.recipe import ALMANAC_ENCODER, ALMANAC_TRAINING
 from editing.almanac.world import load_world
 from editing.editors.recipe import EncoderConfig, MetaSource, TrainingConfig
 from editing.editors.recipe.fact_edits import FactEdits

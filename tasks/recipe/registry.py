@@ -70,7 +70,10 @@ def measure(plan: EncoderPlan, folder: str) -> None:
 def register(plan: EncoderPlan, folder: str) -> TrainedEncoder:
     """Register the encoder's files as a version; the version that has them already, if one does."""
     space = open_workspace()
-    figures, digest = read_json(Path(folder) / FIGURES, EncoderError), RecipeEncoder.load(Path(folder), space.base).digest
+    figures, digest = (
+        read_json(Path(folder) / FIGURES, EncoderError),
+        RecipeEncoder.load(Path(folder), space.base).digest,
+    )
     registry = encoder_registry(space)
     tags = {"errata.base_fingerprint": space.base.fingerprint, TRAINING_TAG: plan.key}
     with training_run(space, plan) as run:

@@ -42,7 +42,9 @@ def train(plan: EncoderPlan) -> str:
 
         def report(entry: dict[str, float]) -> None:
             step = int(entry.pop("step"))
-            names = {name if name.startswith(VALIDATION) else f"training.{name}": value for name, value in entry.items()}
+            names = {
+                name if name.startswith(VALIDATION) else f"training.{name}": value for name, value in entry.items()
+            }
             run.metrics(names, timestamp=run.started + step, step=step)
             checkpoint("reported")
 

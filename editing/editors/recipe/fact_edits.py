@@ -25,9 +25,7 @@ class FactEdits:
     Raises `FactError` when a part has no facts.
     """
 
-    def __init__(
-        self, facts: Iterable[FactChange], *, held_out: float = 0.1, without: Set[str] = frozenset()
-    ) -> None:
+    def __init__(self, facts: Iterable[FactChange], *, held_out: float = 0.1, without: Set[str] = frozenset()) -> None:
         told = [fact for fact in facts if fact.operation is Operation.ASSERT and fact.key.subject not in without]
         self.training = _Part(fact for fact in told if not is_held_out(fact.key.subject, held_out))
         self.held_out = _Part(fact for fact in told if is_held_out(fact.key.subject, held_out))
