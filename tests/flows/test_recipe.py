@@ -166,6 +166,6 @@ def test_a_night_edits_with_the_encoder(home, edits, change, monkeypatch):
     assert found["edit"]["target"] == "Hal Birch"
     assert (found["edit"]["source"], found["edit"]["night"], found["edit"]["version"]) == ("test", "2018-01-28", 1)
     assert found["edit"]["score"] > found["limit"]
-    assert [row["target"] for row in found["candidates"]][0] == "Hal Birch"
+    assert found["candidates"][0]["target"] == "Hal Birch"
     base = explain(space, "The mayor of Arden is", "base")
     assert (base["edit"], base["method"]) == (None, "base")
