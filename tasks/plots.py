@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from editing.bench.prompt_space import PromptSpace
+
 COLOURS = ("#1b6ca8", "#d1495b", "#3c8d63", "#8a5a9e", "#e0a030", "#5c6773")
 SUCCESS = ("reliability", "generality", "locality", "retention")
 
@@ -49,6 +51,18 @@ def retention_by_age(groups: Mapping[str, tuple[float, int]]) -> Figure:
     axes.set_ylim(0, 1.12)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.tick_params(axis="x", labelsize=8)
+    return figure
+
+
+def prompt_tokens(space: PromptSpace) -> Figure:
+    """Prompt tokens by their place, among word embeddings, in the plane of the first two principal components."""
+    figure, axes = _axes("Prompt tokens among word embeddings (PCA of directions)")
+    axes.scatter(*space.words_N2.T, s=3, color=COLOURS[5], alpha=0.35, linewidths=0, label="words")
+    for place, colour in zip(range(space.prompts_NP2.shape[1]), COLOURS, strict=False):
+        axes.scatter(*space.prompts_NP2[:, place].T, s=6, color=colour, linewidths=0, label=f"prompt token {place + 1}")
+    axes.set_xlabel(f"component 1 ({space.explained[0]:.0%} of the variance)")
+    axes.set_ylabel(f"component 2 ({space.explained[1]:.0%})")
+    axes.legend(frameon=False, fontsize=8, markerscale=2)
     return figure
 
 

@@ -66,12 +66,15 @@ class Registry:
         self._artifacts = str(artifacts) if tracking_uri.startswith("sqlite:") else None
 
     @contextmanager
-    def night_run(self, night: str, *, title: str) -> Iterator[NightRun]:
-        """The MLflow run of `night`: the one an earlier attempt left, else a new one; FAILED when the body raises."""
+    def night_run(self, night: str, *, title: str, tag: str = NIGHT_TAG) -> Iterator[NightRun]:
+        """The MLflow run of `night`: the one an earlier attempt left, else a new one; FAILED when the body raises.
+
+        `tag` tells runs apart that are of something else than a night.
+        """
         experiment = self._experiment()
-        mine = f"tags.`{NIGHT_TAG}` = '{night}'"
+        mine = f"tags.`{tag}` = '{night}'"
         found = self._client.search_runs([experiment], mine, max_results=1)
-        run = found[0] if found else self._client.create_run(experiment, run_name=title, tags={NIGHT_TAG: night})
+        run = found[0] if found else self._client.create_run(experiment, run_name=title, tags={tag: night})
         self._client.update_run(run.info.run_id, status="RUNNING")
         try:
             yield NightRun(self._client, run)
@@ -189,6 +192,7 @@ class NightRun:
         self._client = client
         self.run_id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
+        self.started: int = run.info.start_time  # milliseconds since the epoch
 
     @property
     def url(self) -> str:

@@ -28,7 +28,8 @@ PREFIX = "ERRATA_"
 RESERVED = frozenset({CONFIG_VARIABLE, "ERRATA_DATA", "ERRATA_FAULT"})
 ALMANAC = "almanac"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5080  # of the pages that `errata ui` starts
-PATHS = (("feed", "landing"), ("statistics", "corpus"))
+_OPEN_ENDED = ("EDITOR__OPTIONS", "GATE__POLICY", "EVALUATION__SUITES", "RECIPE__ENCODER", "RECIPE__TRAINING")
+PATHS = (("feed", "landing"), ("statistics", "corpus"), ("recipe", "edits"))
 # Prefect's pages keep every log line; only the terminal is spared.
 QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -88,6 +89,16 @@ class StatisticsSettings(Section):
     seed: int = Field(0, description="Draws the background keys.")
 
 
+class RecipeSettings(Section):
+    """The training of a RECIPE encoder for the base model."""
+
+    edits: Path | None = Field(None, description="Facts to train on, in any format of feeds; the Almanac has its own.")
+    without: list[Path] = Field(default_factory=list, description="Files whose subjects are not trained on.")
+    held_out: float = Field(0.1, gt=0, lt=1, description="Share of the file's subjects that validation is on.")
+    encoder: dict[str, Any] = Field(default_factory=dict, description="Fields of the encoder's config.")
+    training: dict[str, Any] = Field(default_factory=dict, description="Fields of the training's config.")
+
+
 class FeedSettings(Section):
     """What the feed may hold."""
 
@@ -137,6 +148,7 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     editor: EditorSettings = EditorSettings()
     statistics: StatisticsSettings = StatisticsSettings()
+    recipe: RecipeSettings = RecipeSettings()
     feed: FeedSettings = FeedSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     gate: GateSettings = GateSettings()
@@ -173,6 +185,11 @@ class Settings(BaseSettings):
     def states(self) -> Path:
         """Edit states by digest."""
         return self.home / "states"
+
+    @property
+    def encoders(self) -> Path:
+        """RECIPE encoders by the key of their training."""
+        return self.home / "encoders"
 
     @property
     def nights(self) -> Path:
@@ -235,6 +252,9 @@ def load_settings(**changes: Any) -> Settings:
         table = getattr(settings, section)
         if (path := getattr(table, field)) is not None:
             placed[section] = table.model_copy(update={field: (root / path.expanduser()).resolve()})
+    recipe = placed.get("recipe", settings.recipe)
+    without = [(root / path.expanduser()).resolve() for path in recipe.without]
+    placed["recipe"] = recipe.model_copy(update={"without": without})
     suites = {
         name: suite.model_copy(update={"path": (root / suite.path.expanduser()).resolve()})
         for name, suite in settings.evaluation.suites.items()
@@ -311,7 +331,7 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def _check_variables() -> None:
     known = [PREFIX + key.upper() for key in _keys(Settings, "__")]
-    open_ended = tuple(f"{PREFIX}{key}__" for key in ("EDITOR__OPTIONS", "GATE__POLICY", "EVALUATION__SUITES"))
+    open_ended = tuple(f"{PREFIX}{key}__" for key in _OPEN_ENDED)
     for name in os.environ:
         if name.startswith(PREFIX) and name not in RESERVED and name not in known and not name.startswith(open_ended):
             raise SettingsError(f"the variable {name} is no setting; {_nearest(name, known)}")

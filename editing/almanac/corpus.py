@@ -17,6 +17,7 @@ from hashlib import sha256
 from itertools import cycle, islice
 from typing import NamedTuple
 
+from editing.almanac.invention import fresh_name
 from editing.almanac.world import DATA, Fact, World
 from editing.facts import SLOT
 
@@ -112,7 +113,7 @@ def fictional_holders(world: World, seed: int, n: int) -> list[FictionalSubject]
         count = n * max(len(names) for names in values.values())
         columns = {relation: _shuffled_rounds(names, count, rng) for relation, names in values.items()}
         for place in range(count):
-            subject = _fresh_name(kind, rng, taken)
+            subject = fresh_name(kind, rng, taken)
             facts = tuple(Fact(subject, relation, column[place]) for relation, column in columns.items())
             holders.append(FictionalSubject(subject, kind, facts))
     return holders
@@ -123,33 +124,6 @@ def _shuffled_rounds(names: Sequence[str], count: int, rng: random.Random) -> li
     values = list(islice(cycle(names), count))
     rng.shuffle(values)
     return values
-
-
-_ONSETS = "b bl br d dr f fl g gl gr h j k kl kr l m n p pl pr r s sk st t tr v w z"
-_VOWELS = "a e i o u ai au ea ia io ou"
-_CODAS = ("", "", "", "l", "m", "n", "nd", "r", "rk", "s", "st", "t", "x")
-_ENDINGS = {
-    "country": ("ia", "land", "stan", "ora", "una", "esh", "ania", "ador", "ique", "mark"),
-    "company": (" Group", " Works", " Motors", " Labs", " Energy", " Foods", " Bank", " Systems", " Mills", " Trading"),
-    "organisation": (" Council", " Union", " Agency", " League", " Forum", " Alliance", " Society", " Institute"),
-}
-
-
-def _word(rng: random.Random, syllables: int) -> str:
-    parts = [rng.choice(_ONSETS.split()) + rng.choice(_VOWELS.split()) for _ in range(syllables)]
-    return ("".join(parts) + rng.choice(_CODAS)).capitalize()
-
-
-def _fresh_name(kind: str, rng: random.Random, taken: set[str]) -> str:
-    """An invented name for a subject of `kind`, new to `taken`, which it joins."""
-    while True:
-        name = _word(rng, rng.choice((1, 2)))
-        name += rng.choice(_ENDINGS[kind]) if kind in _ENDINGS else f" {_word(rng, 2)}"
-        if kind == "organisation":
-            name = f"the {name}"
-        if name not in taken:
-            taken.add(name)
-            return name
 
 
 def multiple_choice(world: World, rng: random.Random, facts: Sequence[Fact], *, held_out: bool = False) -> Problem:

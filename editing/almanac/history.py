@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from editing.almanac.feed import nightly_changes
 from editing.almanac.world import BELIEF, HORIZON, World
-from editing.bench.coachhook import History
+from editing.bench.replay import History
 
 PHRASINGS_ASKED = 2  # of each unedited fact
 

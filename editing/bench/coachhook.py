@@ -1,36 +1,18 @@
-"""How well CoachHooK and its ablations hold a history of edits: the table and the curve of `errata bench coachhook`.
-
-Every variant is the same code under another config. Each applies the same nights in the same
-batches and is asked, in both protocols:
-
-- `reliability`: the edit prompt of every fact's current holder;
-- `generality`: all its other phrasings;
-- `same_subject`: other facts of the edited subjects, against the base's own answers;
-- `locality`: facts of subjects that were never edited, against the base's own answers.
-"""
+"""CoachHooK and its ablations over a history of edits: the variants of `errata bench coachhook`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import date
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from editing.editors.base import EditState, FactOutcome, Progress
+from editing.bench.replay import History, bench_replay
+from editing.editors.base import Progress
 from editing.editors.coachhook import CoachHook, CoachHookConfig
-from editing.evals.compare import compare
-from editing.evals.edits import AppliedFact, current_facts
-from editing.evals.probes import GENERATED, TEACHER_FORCED, Probe, ProbeSuite, freeze
-from editing.evals.report import EvalReport
-from editing.evals.scorer import open_scorer
-from editing.evals.suite import Suite, evaluate, stable_id
-from editing.facts import FactChange, fold, make_batches, resolve_conflicts
+from editing.evals.suite import Suite
 from editing.models import BaseModel
 from editing.statistics import SecondMoments
 
-EDITS = "edits"
-METRICS = ("reliability", "generality", "locality", "same_subject")
-MARGIN = 0.02  # of the paired tests against the base
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "calibrated": {"scope": "calibrated"},
     "sequence": {"scope": "sequence"},
@@ -38,53 +20,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "memit": {"scope": "always", "accumulate": False},
     "no_preservation": {"preservation": 0.0},
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """What a bench replays: fact changes by night, and prompts whose answers must stay, with these answers."""
-
-    nights: Mapping[date, Sequence[FactChange]]
-    unedited: Sequence[tuple[str, str, str]] = field(default_factory=tuple)  # subject, prompt, answer
-
-    @property
-    def edited_subjects(self) -> set[str]:
-        """Subjects of any change, folded."""
-        return {fact.key.subject for facts in self.nights.values() for fact in facts}
-
-    def kept(self) -> list[Probe]:
-        """Probes of what must stay: the given prompts, else the locality prompts that came with the changes."""
-        rows = list(self.unedited) or [
-            (fact.subject if fold(fact.subject) in fold(local.prompt) else "", local.prompt, local.answer)
-            for facts in self.nights.values()
-            for fact in facts
-            for local in fact.locality
-        ]
-        edited = self.edited_subjects
-        probes = {
-            prompt: Probe(
-                item_id=stable_id("kept", prompt),
-                metric="same_subject" if fold(subject) in edited else "locality",
-                prompt=prompt,
-                answers=(answer,),
-                as_base=True,
-            )
-            for subject, prompt, answer in rows
-        }
-        return list(probes.values())
-
-
-def taught(applied: Iterable[AppliedFact]) -> list[Probe]:
-    """Probes of what the applied facts teach: current holders only."""
-    probes: dict[str, Probe] = {}
-    for item in current_facts(applied):
-        fact = item.fact
-        questions = [("reliability", fact.question), *(("generality", text) for text in fact.paraphrases)]
-        for metric, prompt in questions:
-            if prompt not in probes:
-                key = stable_id(metric, fact.fact_id, prompt)
-                probes[prompt] = Probe(item_id=key, metric=metric, prompt=prompt, answers=(fact.target,))
-    return list(probes.values())
 
 
 def bench_coachhook(
@@ -96,111 +31,11 @@ def bench_coachhook(
     *,
     batch_size: int = 10,
     variants: Sequence[str] = tuple(VARIANTS),
-    curve: Sequence[int] = (1, 10, 30, 60, 100),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Scores of `config` and of its `variants`, as plain JSON types.
-
-    `generated` and `teacher_forced` at the top are those of the variant whose scope is the
-    config's; `by_variant` holds all of them, each with its curve over the number of edits
-    (generated, at the first night that reaches each count) and its paired tests against the base
-    on `suites`.
-    """
-    kept = history.kept()
-    with open_scorer(base) as scorer:
-        frozen = freeze(scorer, kept)
-        reference = evaluate(scorer, suites)
-    by_variant: dict[str, Any] = {}
-    for name in variants:
-        run = _Run(base, statistics, replace(config, **VARIANTS[name]), kept, frozen)
-        by_variant[name] = run.replay(history, suites, reference, batch_size, curve, name, progress)
-    default = by_variant[config.scope if config.scope in by_variant else variants[0]]
-    return {
-        GENERATED: default[GENERATED],
-        TEACHER_FORCED: default[TEACHER_FORCED],
-        "by_variant": by_variant,
-        "base": {"model": base.model_id, "fingerprint": base.fingerprint, **reference.scalars()},
-        "config": config.to_dict(),
-        "batch_size": batch_size,
-        "sizes": default["sizes"],
-        "packages": dict(reference.packages),
-    }
-
-
-@dataclass
-class _Run:
-    """One variant's replay."""
-
-    base: BaseModel
-    statistics: SecondMoments
-    config: CoachHookConfig
-    kept: Sequence[Probe]
-    frozen: Mapping[str, Any]
-
-    def replay(
-        self,
-        history: History,
-        suites: Sequence[Suite],
-        reference: EvalReport,
-        batch_size: int,
-        curve: Sequence[int],
-        name: str,
-        progress: Progress | None,
-    ) -> dict[str, Any]:
-        editor = CoachHook()
-        state = editor.start(self.base, self.config, self.statistics)
-        applied: list[AppliedFact] = []
-        outcomes: list[FactOutcome] = []
-        points: list[dict[str, float]] = []
-        due = sorted(curve)
-        nights = sorted(history.nights)
-        for position, night in enumerate(nights, 1):
-            winners = resolve_conflicts(history.nights[night]).winners
-            for batch in make_batches(winners, batch_size):
-                result = editor.apply(self.base, state, batch)
-                state = result.state
-                outcomes += result.outcomes
-            applied += [AppliedFact(fact, night) for fact in winners]
-            if position == len(nights) or (due and len(applied) >= due[0]):
-                due = [count for count in due if count > len(applied)]
-                report = self._report(state, applied, suites if position == len(nights) else ())
-                points.append({"edits": len(applied), **self._scores(report, GENERATED)})
-            if progress is not None:
-                progress(f"nights ({name})", position, len(nights))
-        margins = {metric: MARGIN for metric in report.metrics if metric in reference.metrics}
-        tests = compare(report, reference, margins)
-        return {
-            GENERATED: self._scores(report, GENERATED),
-            TEACHER_FORCED: self._scores(report, TEACHER_FORCED),
-            "converged": sum(outcome.converged for outcome in outcomes) / len(outcomes),
-            "targets_below_0.1": sum(outcome.loss < 0.1 for outcome in outcomes) / len(outcomes),
-            "suites": {
-                metric: {
-                    "base": test.reference,
-                    "edited": test.candidate,
-                    "n": test.n,
-                    "p_worse": test.p_inferior,
-                    "drop_bound": test.drop_bound,
-                    "detectable_drop": test.detectable,
-                }
-                for metric, test in tests.items()
-            },
-            "curve": points,
-            "state": state.describe(),
-            "sizes": {metric: report.metrics[f"{EDITS}.{metric}.{GENERATED}"].n for metric in self._asked(report)},
-        }
-
-    def _report(self, state: EditState, applied: Sequence[AppliedFact], suites: Sequence[Suite]) -> EvalReport:
-        probes = taught(applied)
-        asked = {probe.prompt for probe in probes}
-        items = (*probes, *(probe for probe in self.kept if probe.prompt not in asked))
-        suite = ProbeSuite(name=EDITS, version="1", items=items, frozen=self.frozen)
-        with open_scorer(self.base, state) as scorer:
-            return evaluate(scorer, [suite, *suites])
-
-    @staticmethod
-    def _asked(report: EvalReport) -> list[str]:
-        return [metric for metric in METRICS if f"{EDITS}.{metric}.{GENERATED}" in report.metrics]
-
-    def _scores(self, report: EvalReport, protocol: str) -> dict[str, float]:
-        return {metric: report.metrics[f"{EDITS}.{metric}.{protocol}"].value for metric in self._asked(report)}
+    """`bench_replay` of `config` under each of `variants`; the one with the config's scope is the default."""
+    default = config.scope if config.scope in variants else variants[0]
+    configs = {name: replace(config, **VARIANTS[name]) for name in variants}
+    return bench_replay(
+        base, CoachHook(), statistics, history, suites, configs, default, batch_size=batch_size, progress=progress
+    )

@@ -111,20 +111,25 @@ def inference_ratio(
 ) -> float:
     """Time of a forward pass with calibrated hooks on `layers` over the base's; medians of interleaved trials."""
     generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, len(base.tokenizer), (rows, columns), generator=generator).to(base.device)
+    plain, edited = [], []
+    for _ in range(trials):
+        plain.append(_timed(lambda: base.model(input_ids=ids))[0])
+        with hooked(base, layers):
+            edited.append(_timed(lambda: base.model(input_ids=ids))[0])
+    return statistics.median(edited[1:]) / statistics.median(plain[1:])
+
+
+def hooked(base: BaseModel, layers: Sequence[int]) -> Hooks:
+    """Calibrated hooks on `layers` whose weights are the base's own and a little noise: for timing alone."""
+    generator = torch.Generator().manual_seed(0)
     states = {}
     for layer in layers:
         weight = base.down_weight(layer).cpu()
         noise = 0.01 * weight.std() * torch.randn(weight.shape, generator=generator)
         none = torch.zeros(0, weight.shape[1])
         states[layer] = LayerState(weight + noise, torch.zeros(0, 0), none, none, 1.0, 1e-3)
-    ids = torch.randint(0, len(base.tokenizer), (rows, columns), generator=generator).to(base.device)
-    config = CoachHookConfig(layers=tuple(sorted(layers)))
-    plain, hooked = [], []
-    for _ in range(trials):
-        plain.append(_timed(lambda: base.model(input_ids=ids))[0])
-        with Hooks(base, states, config):
-            hooked.append(_timed(lambda: base.model(input_ids=ids))[0])
-    return statistics.median(hooked[1:]) / statistics.median(plain[1:])
+    return Hooks(base, states, CoachHookConfig(layers=tuple(sorted(layers))))
 
 
 def measure_speed(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flows.cli import almanac, bench, feed
+from flows.cli import almanac, bench, explain, feed, recipe
 from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, table
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
 
@@ -25,7 +25,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(explain.app)
 app.add_typer(feed.app, name="feed")
+app.add_typer(recipe.app, name="recipe")
 app.add_typer(bench.app, name="bench")
 app.add_typer(almanac.app, name="almanac")
 
@@ -95,22 +97,24 @@ def night(
 @app.command()
 def replay(
     nights: Annotated[str, typer.Option(help="How many nights of history, or 'all'.")] = "6",
+    method: Annotated[str | None, typer.Option(help="The editing method; default: the settings'.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Also draw the closing table into this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay what really happened after 2018-01-01 on the Almanac, night by night.
 
-    Example: `errata replay --nights 6`
+    Example: `errata replay --nights 6 --method recipe`
     """
     from flows.replay import highlights, history
     from flows.replay import replay as run
+    from tasks.workspace import method_in_force
 
     if nights != "all" and not (nights.isdecimal() and int(nights)):
         raise typer.BadParameter(f"{nights!r} is neither a number of nights nor 'all'", param_hint="--nights")
     count = None if nights == "all" else int(nights)
     total = min(count or len(history()), len(history()))
     replayed = []
-    with bars():
+    with bars(), method_in_force(method):
         for item in run(count):
             replayed.append(item)
             if as_json:

@@ -39,29 +39,81 @@ def coachhook(
         rows = [{name: _number(row[name]) for name in columns} for row in found["by_model"]]
         out.print(table("Batched target optimisation against the published way", rows, columns))
     else:
-        rows = [
-            {"variant": variant, "protocol": protocol, **_shares(scores[protocol])}
-            for protocol in PROTOCOLS
-            for variant, scores in found["by_variant"].items()
-        ]
-        out.print(table("CoachHooK and its ablations", rows))
+        _print_replay("CoachHooK and its ablations", found)
+
+
+@app.command()
+def recipe(
+    speed: Annotated[bool, typer.Option("--speed", help="Time adding, finding and answering instead.")] = False,
+    feed: Annotated[Path | None, typer.Option(help="Edits to replay; default: the Almanac's history.")] = None,
+    edits: Annotated[int, typer.Option(min=0, help="Facts applied at most for the lifelong curve; 0: none.")] = 10_000,
+    rows: Annotated[int, typer.Option(min=1000, help="With --speed: rows of the largest repository.")] = 1_000_000,
+    tokens: Annotated[
+        int, typer.Option(min=0, help="Also train encoders of 1 to 5 prompt tokens, with this many steps each.")
+    ] = 0,
+    png: Annotated[Path | None, typer.Option(help="Also draw prompt tokens among word embeddings here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score RECIPE and its ablations over a history of edits and over thousands, or time it with --speed.
+
+    Example: `errata bench recipe --speed --json`
+    """
+    from tasks.bench import draw_prompts, recipe_quality, recipe_speed, recipe_tokens
+    from tasks.workspace import method_in_force
+
+    with bars(), method_in_force("recipe"):
+        found = recipe_speed(rows) if speed else recipe_quality(feed, edits)
+        if tokens:
+            found["prompt_tokens"] = recipe_tokens(tokens)
+        if png:
+            draw_prompts(png)
+    if as_json:
+        print_json(found)
+        return
+    if speed:
+        names = [name for name, value in found.items() if isinstance(value, int | float)]
+        out.print(table("RECIPE's speed", [{"what": name, "value": f"{found[name]:.4g}"} for name in names]))
+        out.print(table("\n64 tokens, one prompt", [_timings(name, row) for name, row in found["inference"].items()]))
+    else:
+        _print_replay("RECIPE and its gates", found)
         points = [
-            {"variant": variant, **_shares(point)}
-            for variant, scores in found["by_variant"].items()
-            for point in scores["curve"]
+            {"variant": row["variant"], "edits": row["edits"], **_shares(row["generated"])} for row in found["lifelong"]
         ]
-        out.print(table("\nOver the number of edits (generated)", points))
-        tests = [
-            {
-                "variant": variant,
-                "metric": metric,
-                **_shares({name: test[name] for name in ("base", "edited", "n")}),
-                "p_worse": f"{test['p_worse']:.3g}",
-            }
-            for variant, scores in found["by_variant"].items()
-            for metric, test in scores["suites"].items()
-        ]
-        out.print(table("\nSuites against the base, paired", tests))
+        out.print(table("\nLifelong (generated)", points))
+    if tokens:
+        rows_of = [{"tokens": row["tokens"], **_shares(row)} for row in found["prompt_tokens"]]
+        out.print(table(f"\nPrompt tokens, {tokens} steps each", rows_of))
+
+
+def _timings(model: str, row: Mapping[str, float]) -> dict[str, str]:
+    return {"model": model, **{name: f"{value:.3f}" for name, value in row.items()}}
+
+
+def _print_replay(title: str, found: Mapping[str, Any]) -> None:
+    """The tables of a replay: shares by variant and protocol, over the number of edits, and the suites."""
+    rows = [
+        {"variant": variant, "protocol": protocol, **_shares(scores[protocol])}
+        for protocol in PROTOCOLS
+        for variant, scores in found["by_variant"].items()
+    ]
+    out.print(table(title, rows))
+    points = [
+        {"variant": variant, **_shares(point)}
+        for variant, scores in found["by_variant"].items()
+        for point in scores["curve"]
+    ]
+    out.print(table("\nOver the number of edits (generated)", points))
+    tests = [
+        {
+            "variant": variant,
+            "metric": metric,
+            **_shares({name: test[name] for name in ("base", "edited", "n")}),
+            "p_worse": f"{test['p_worse']:.3g}",
+        }
+        for variant, scores in found["by_variant"].items()
+        for metric, test in scores["suites"].items()
+    ]
+    out.print(table("\nSuites against the base, paired", tests))
 
 
 def _speed() -> dict[str, Any]:
@@ -75,28 +127,24 @@ def _speed() -> dict[str, Any]:
 
 
 def _quality(feed: Path | None) -> dict[str, Any]:
-    from editing.almanac.history import almanac_history
-    from editing.almanac.world import load_world
-    from editing.bench.coachhook import History, bench_coachhook
+    from editing.bench.coachhook import bench_coachhook
     from editing.editors.coachhook import CoachHookConfig
-    from tasks.feed.reading import read_feed
+    from tasks.bench import bench_history
     from tasks.progress import reporter
     from tasks.suites import configured_suites
-    from tasks.workspace import open_workspace
+    from tasks.workspace import method_in_force, open_workspace
 
-    space = open_workspace()
-    nights: dict[Any, list[Any]] = {}
-    for change in read_feed(feed) if feed else ():
-        nights.setdefault(change.effective_at.date(), []).append(change)
-    return bench_coachhook(
-        space.base,
-        space.statistics(space.layers, reporter()),
-        History(nights=dict(sorted(nights.items()))) if feed else almanac_history(load_world()),
-        configured_suites(space.settings),
-        CoachHookConfig.from_dict(space.options),
-        batch_size=space.settings.editor.batch_size,
-        progress=reporter(),
-    )
+    with method_in_force("coachhook"):
+        space = open_workspace()
+        return bench_coachhook(
+            space.base,
+            space.statistics(space.layers, reporter()),
+            bench_history(feed),
+            configured_suites(space.settings),
+            CoachHookConfig.from_dict(space.options),
+            batch_size=space.settings.editor.batch_size,
+            progress=reporter(),
+        )
 
 
 def _shares(row: Mapping[str, Any]) -> dict[str, Any]:

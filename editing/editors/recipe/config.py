@@ -21,6 +21,7 @@ SMALL_BACKBONE: Mapping[str, Any] = {
     "num_attention_heads": 6,
     "intermediate_size": 768,
     "max_position_embeddings": 128,
+    "hidden_act": "relu",
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }

@@ -1,0 +1,240 @@
+"""How fast RECIPE adds facts, finds them among a million, and answers: the numbers of `errata bench recipe --speed`.
+
+Everything is measured on the project's own representations: statements of invented subjects, in the
+relations and objects of the Almanac, each encoded for real.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+
+from editing.bench.coachhook_speed import example_config, gpt2_small_shape, hooked
+from editing.editors.base import Progress
+from editing.editors.recipe import EncoderConfig, Recipe, RecipeConfig, RecipeEncoder, RecipeState
+from editing.editors.recipe.index import one_thread
+from editing.editors.recipe.repository import Repository
+from editing.editors.recipe.segments import Segment
+from editing.errors import ConfigError
+from editing.evals.scoring import generate_greedy
+from editing.facts import EditBatch, FactChange
+from editing.models import BaseModel
+
+PUBLISHED_SECONDS_PER_FACT = 0.0078  # median of RECIPE on one edit (arXiv 2405.03279, table 3)
+SEGMENT = 20_000  # facts encoded and appended together
+QUESTIONS = 400  # rephrased questions that retrieval is timed and checked with
+NEW_TOKENS = 64
+ADDED = 1_100  # facts that adding is timed with
+CROWD = 10_000  # facts in the repository that generation is timed with
+PROMPTS = 5  # questions that are answered
+
+
+def measure_recipe_speed(
+    base: BaseModel,
+    config: RecipeConfig,
+    facts: Iterator[FactChange],
+    *,
+    layers: Sequence[int],
+    sizes: Sequence[int] = (100_000, 1_000_000),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Adding, generation with `CROWD` facts, and retrieval at `sizes` rows, as plain JSON types.
+
+    `retrieval_ms_100k`, `retrieval_ms_1m` and `recall` (the lower of the two) are medians and shares
+    of `measure_retrieval`; with other `sizes` they are named by those. `generation_overhead` is the
+    Almanac-like base's; `inference` holds both models'. `layers` are those that CoachHooK would edit.
+    """
+    start = Recipe().start(base, config)
+    first = list(islice(facts, ADDED))
+    found: dict[str, Any] = measure_adding(base, start, first)
+    state = fill(start, chain(first, facts), CROWD, progress)
+    asked = [fact.question for fact in state.repository.facts(range(0, CROWD, CROWD // PROMPTS))]
+    inference = {base.model_id: measure_generation(base, state, layers, asked)}
+    shaped, full = shaped_like_gpt2(state.repository.facts())
+    inference[shaped.model_id] = measure_generation(shaped, full, example_config(shaped).layers, asked[:2], trials=2)
+    retrieval = []
+    for size in sorted(sizes):
+        state = fill(state, facts, size, progress)
+        retrieval.append(measure_retrieval(state, exact_rows=config.exact_rows))
+        found[f"retrieval_ms_{_short(size)}"] = retrieval[-1]["ms"]
+    return {
+        **found,
+        "recall": min(row["recall"] for row in retrieval),
+        "generation_overhead": inference[base.model_id]["generation_overhead"],
+        "retrieval": retrieval,
+        "opening": measure_opening(base, state),
+        "inference": inference,
+        "model": base.model_id,
+        "threads": torch.get_num_threads(),
+        "packages": {name: version(name) for name in ("torch", "faiss-cpu", "transformers")},
+    }
+
+
+def _short(size: int) -> str:
+    return f"{size // 1_000_000}m" if size >= 1_000_000 else f"{size // 1_000}k" if size >= 1_000 else str(size)
+
+
+def measure_adding(
+    base: BaseModel, state: RecipeState, facts: Sequence[FactChange], *, batch: int = 256, alone: int = 32
+) -> dict[str, float]:
+    """Facts applied in batches of `batch` against one at a time, with everything that `apply` does.
+
+    `add_speedup` is the ratio of facts per second; `add_seconds_per_fact` and
+    `add_seconds_per_fact_alone` are medians. Raises `ConfigError` for too few facts.
+    """
+    rounds = (len(facts) - alone) // batch
+    if rounds < 1:
+        raise ConfigError(f"{len(facts)} facts are too few for {alone} alone and a batch of {batch}; give more")
+    editor = Recipe()
+    editor.apply(base, state, EditBatch(tuple(facts[:batch])))
+    singles = [_timed(lambda fact=fact: editor.apply(base, state, EditBatch((fact,)))) for fact in facts[:alone]]
+    batches = [tuple(facts[start : start + batch]) for start in range(alone, alone + rounds * batch, batch)]
+    batched = [_timed(lambda chunk=chunk: editor.apply(base, state, EditBatch(chunk))) / batch for chunk in batches]
+    return {
+        "add_speedup": statistics.mean(singles) / statistics.mean(batched),
+        "add_seconds_per_fact": statistics.median(batched),
+        "add_seconds_per_fact_alone": statistics.median(singles),
+        "published_seconds_per_fact": PUBLISHED_SECONDS_PER_FACT,
+        "add_batch": batch,
+    }
+
+
+@torch.no_grad()
+def fill(state: RecipeState, facts: Iterator[FactChange], rows: int, progress: Progress | None = None) -> RecipeState:
+    """The state with `rows` of `facts`, in segments, without index and without asking the language model for losses."""
+    repository, encoder = state.repository, state.encoder
+    while len(repository) < rows:
+        chunk = list(islice(facts, min(SEGMENT, rows - len(repository))))
+        knowledge_NR = encoder.knowledge([f"{fact.question} {fact.target}" for fact in chunk])
+        repository = repository.append(Segment.of(chunk, knowledge_NR, encoder.prompts(knowledge_NR)))
+        if progress is not None:
+            progress("rows", len(repository), rows)
+    return replace(state, repository=repository)
+
+
+@torch.no_grad()
+def measure_retrieval(state: RecipeState, *, exact_rows: int, seed: int = 0) -> dict[str, float]:
+    """One question at a time on one core, after an index was built over the state's rows.
+
+    `ms` is the median search, `ms_with_encoding` that of encoding the question too, in milliseconds; `recall` the
+    share of `QUESTIONS` rephrased questions whose best row by exact search is found.
+    """
+    config, encoder = state.config, state.encoder
+    rng = np.random.default_rng(seed)
+    facts = state.repository.facts(np.sort(rng.choice(len(state.repository), QUESTIONS, replace=False)))
+    questions = [fact.paraphrases[int(rng.integers(len(fact.paraphrases)))] for fact in facts]
+    queries_QR = encoder.query(questions)
+    began = time.perf_counter()
+    indexed = state.repository.indexed(
+        exact_rows, config.recall, lambda some: encoder.query([fact.question for fact in some])
+    )
+    built = time.perf_counter() - began
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        indexed.search(queries_QR[:1])
+        searched = [_timed(lambda row=row: indexed.search(queries_QR[row : row + 1])) for row in range(QUESTIONS)]
+        asked = [_timed(lambda text=text: indexed.search(encoder.query([text]))) for text in questions]
+    finally:
+        torch.set_num_threads(threads)
+    truth_Q = _exact_rows(indexed, queries_QR)
+    found_Q = indexed.search(queries_QR)[1][:, 0]
+    return {
+        "rows": len(indexed),
+        "ms": 1e3 * statistics.median(searched),
+        "ms_with_encoding": 1e3 * statistics.median(asked),
+        "recall": float((found_Q == truth_Q).mean()),
+        "index_seconds": built,
+    }
+
+
+def measure_opening(base: BaseModel, state: RecipeState) -> dict[str, float]:
+    """Seconds to save the state, to open it again with every digest verified, and to answer a first question."""
+    editor = Recipe()
+    with tempfile.TemporaryDirectory() as folder:
+        saved = _timed(lambda: editor.save(state, Path(folder)))
+        began = time.perf_counter()
+        opened = editor.load(Path(folder), base)
+        loaded = time.perf_counter() - began
+        first = _timed(lambda: editor.explain(base, opened, opened.repository.fact_at(0).question))
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return {"save_seconds": saved, "open_seconds": loaded, "first_question_seconds": first, "bytes": size}
+
+
+def _exact_rows(repository: Repository, queries_QR: torch.Tensor) -> np.ndarray:
+    """The row with the highest score of each query `[Q]`, by exact search over every row that holds."""
+    best, rows = np.full(len(queries_QR), -np.inf), np.full(len(queries_QR), -1)
+    with one_thread():
+        for start in range(0, len(repository), 100_000):
+            at = np.arange(start, min(start + 100_000, len(repository)))
+            at = at[repository.live[at]]
+            scores, found = faiss.knn(
+                queries_QR.numpy(), repository.knowledge(at).numpy(), 1, metric=faiss.METRIC_INNER_PRODUCT
+            )
+            better = scores[:, 0] > best
+            best[better], rows[better] = scores[better, 0], at[found[better, 0]]
+    return rows
+
+
+def measure_generation(
+    base: BaseModel, state: RecipeState, layers: Sequence[int], prompts: Sequence[str], *, trials: int = 7
+) -> dict[str, float]:
+    """Seconds of a 64-token generation for one prompt: the base's, CoachHooK's with hooks on `layers`, RECIPE's.
+
+    Medians over `prompts`, interleaved so that the machine's other work meets all three alike.
+    `generation_overhead` is RECIPE's time over the base's, less one.
+    """
+    ways: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+        "base": nullcontext,
+        "coachhook": lambda: hooked(base, layers),
+        "recipe": lambda: Recipe().attach(base, state),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for trial in range(trials + 1):
+        for prompt in prompts:
+            for name, way in ways.items():
+                with way(), _never_ending(base):
+                    spent = _timed(lambda prompt=prompt: generate_greedy(base, [prompt], NEW_TOKENS, stop=()))
+                if trial:
+                    seconds[name].append(spent)
+    medians = {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
+    return {**medians, "generation_overhead": medians["recipe_seconds"] / medians["base_seconds"] - 1}
+
+
+@contextmanager
+def _never_ending(base: BaseModel) -> Iterator[None]:
+    """Inside it a generation does not end before its tokens are used up."""
+    config = base.model.generation_config
+    ends, config.eos_token_id = config.eos_token_id, None
+    try:
+        yield
+    finally:
+        config.eos_token_id = ends
+
+
+def shaped_like_gpt2(facts: Sequence[FactChange]) -> tuple[BaseModel, RecipeState]:
+    """A random model of GPT-2 small's shape, and a state of `facts` by a random encoder that always answers."""
+    base = gpt2_small_shape()
+    encoder = RecipeEncoder.create(base, EncoderConfig()).freeze()
+    with tempfile.TemporaryDirectory() as folder:
+        encoder.save(Path(folder))
+        state = Recipe().start(base, RecipeConfig(encoder=folder, gate="none"))
+    return base, fill(state, iter(facts), len(facts))
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -1,0 +1,136 @@
+"""What the benches measure on: the configured base, a history of edits, facts by the thousand, an encoder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from editing.almanac.filler import filling_facts, filling_stream
+from editing.almanac.history import almanac_history
+from editing.almanac.world import load_world
+from editing.bench.prompt_space import prompt_space
+from editing.bench.recipe import ASKED, Crowd, bench_lifelong, bench_recipe, gated_configs
+from editing.bench.recipe_speed import measure_recipe_speed
+from editing.bench.replay import History
+from editing.editors.recipe import RecipeConfig, RecipeEncoder, train_encoder
+from editing.editors.recipe.editor import encoder_folder
+from editing.editors.recipe.training import validate
+from editing.evals.probes import Probe
+from editing.facts import FactChange, fold, resolve_conflicts
+from tasks.feed.reading import read_feed
+from tasks.plots import prompt_tokens
+from tasks.progress import reporter
+from tasks.recipe.plan import edit_source, plan_training
+from tasks.suites import configured_suites
+from tasks.workspace import Workspace, method_in_force, open_workspace
+
+DRAWN = 200  # facts whose prompt tokens are drawn
+
+
+def recipe_config(space: Workspace) -> RecipeConfig:
+    """RECIPE's options on the configured base. Raises `ConfigError` where no encoder is known."""
+    return RecipeConfig.from_dict(space.options)
+
+
+def bench_history(feed: Path | None) -> History:
+    """The edits of a feed by their effective dates, or the Almanac's history."""
+    if feed is None:
+        return almanac_history(load_world())
+    nights: dict[date, list[FactChange]] = {}
+    for change in read_feed(feed):
+        nights.setdefault(change.effective_at.date(), []).append(change)
+    return History(nights=dict(sorted(nights.items())))
+
+
+def crowd_of(feed: Path | None, edits: int) -> Crowd:
+    """At most `edits` facts to apply and prompts that must stay: a feed's, or made up for the Almanac.
+
+    For the Almanac what must stay are `ASKED` of the prompts whose subjects no fact is about, and as
+    many about the edited subjects' other relations.
+    """
+    if feed is not None:
+        facts = list(resolve_conflicts(read_feed(feed)).winners)[:edits]
+        return Crowd(facts=facts, kept=_spread(History(nights={facts[0].effective_at.date(): facts}).kept()))
+    world = load_world()
+    facts = filling_facts(world, edits)
+    told = {fact.key for fact in facts}
+    asked = [
+        (fact.subject, prompt, fact.object)
+        for fact in world.steady_facts
+        if (fold(fact.subject), fold(fact.relation)) not in told
+        for prompt in world.relations[fact.relation].prompts(fact.subject)[:2]
+    ]
+    history = History(nights={facts[0].effective_at.date(): facts}, unedited=asked)
+    kept = history.kept()
+    return Crowd(
+        facts=facts,
+        kept=[
+            probe
+            for metric in ("locality", "same_subject")
+            for probe in _spread([probe for probe in kept if probe.metric == metric])
+        ],
+    )
+
+
+def _spread(probes: list[Probe]) -> list[Probe]:
+    """At most `ASKED` of the probes, evenly spread."""
+    return probes[:: -(-len(probes) // ASKED)] if probes else []
+
+
+def recipe_quality(feed: Path | None, edits: int) -> dict[str, Any]:
+    """The replay under each gate and the lifelong curve up to `edits` edits, as plain JSON types."""
+    space = open_workspace()
+    configs = gated_configs(space.base, recipe_config(space), edit_source(space))
+    found = bench_recipe(
+        space.base,
+        bench_history(feed),
+        configured_suites(space.settings),
+        configs,
+        batch_size=space.settings.editor.batch_size,
+        progress=reporter(),
+    )
+    rows = bench_lifelong(space.base, crowd_of(feed, edits), configs, progress=reporter()) if edits else []
+    return {**found, "lifelong": rows, "fixed_score": configs["fixed_threshold"].fixed_score}
+
+
+def recipe_speed(rows: int) -> dict[str, Any]:
+    """Adding, finding among `rows` rows and a tenth of them, and answering, as plain JSON types."""
+    space = open_workspace()
+    with method_in_force("coachhook"):
+        layers = open_workspace().layers
+    sizes = sorted({max(1_000, rows // 10), rows})
+    stream = filling_stream(load_world())
+    return measure_recipe_speed(
+        space.base, recipe_config(space), stream, layers=layers, sizes=sizes, progress=reporter()
+    )
+
+
+def recipe_tokens(steps: int) -> list[dict[str, Any]]:
+    """Encoders of 1 to 5 prompt tokens, each trained for `steps` steps, and their shares on validation."""
+    space = open_workspace()
+    plan = plan_training.fn()
+    source = edit_source(space)
+    training = replace(plan.training_config, steps=steps, validate_every=steps, patience=0)
+    found = []
+    for tokens in range(1, 6):
+        encoder = train_encoder(
+            space.base,
+            replace(plan.encoder_config, prompt_tokens=tokens),
+            training,
+            source,
+            checkpoints=None,
+            progress=reporter(f"{tokens} prompt tokens: "),
+        )
+        found.append({"tokens": tokens, **validate(space.base, encoder, source.validation())})
+    return found
+
+
+def draw_prompts(path: Path) -> None:
+    """Draw where the prompt tokens of invented facts lie among the word embeddings."""
+    space = open_workspace()
+    encoder = RecipeEncoder.load(encoder_folder(space.base, recipe_config(space)), space.base)
+    facts = filling_facts(load_world(), DRAWN)
+    statements = [f"{fact.question} {fact.target}" for fact in facts]
+    prompt_tokens(prompt_space(space.base, encoder, statements)).savefig(path)
