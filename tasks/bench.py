@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -25,26 +23,10 @@ from tasks.feed.reading import read_feed
 from tasks.plots import prompt_tokens
 from tasks.progress import reporter
 from tasks.recipe.plan import edit_source, plan_training
-from tasks.settings import load_settings
 from tasks.suites import configured_suites
-from tasks.workspace import Workspace, changed_settings, open_workspace
+from tasks.workspace import Workspace, method_in_force, open_workspace
 
 DRAWN = 200  # facts whose prompt tokens are drawn
-
-
-@contextmanager
-def method_in_force(method: str | None) -> Iterator[None]:
-    """Inside it the workspace edits with `method` (None: as the settings say).
-
-    Options in the settings are those of the method that the settings name, and count for it alone.
-    """
-    editor = load_settings().editor
-    if method is None or method == editor.method:
-        yield
-        return
-    changed = editor.model_copy(update={"method": method, "options": {}})
-    with changed_settings(editor=changed.model_dump()):
-        yield
 
 
 def recipe_config(space: Workspace) -> RecipeConfig:

@@ -254,6 +254,21 @@ def changed_settings(**changes: Any) -> Iterator[None]:
         _changes.reset(token)
 
 
+@contextmanager
+def method_in_force(method: str | None) -> Iterator[None]:
+    """Inside it the workspace edits with `method` (None: as the settings say).
+
+    Options in the settings are those of the method that the settings name, and count for it alone.
+    """
+    editor = load_settings().editor
+    if method is None or method == editor.method:
+        yield
+        return
+    changed = editor.model_copy(update={"method": method, "options": {}})
+    with changed_settings(editor=changed.model_dump()):
+        yield
+
+
 def open_workspace() -> Workspace:
     """The workspace of the settings in force, opened once per process for as long as they stay the same."""
     return _open(load_settings(**(_changes.get() or {})).model_dump_json())

@@ -18,11 +18,13 @@ from editing.evals.scoring import exact_match
 from editing.evals.suite import evaluate
 from editing.evals.suites import load_suite
 from editing.models import load_base_model
+from editing.storage import write_json
 
 MODEL = Path(__file__).parent / "model"
 FIGURES = "figures.json"
 BARE = {"shots": 0, "form": "bare"}  # the model is too small for examples and headers
 ANSWER_TOKENS = 16
+RECIPE = {"encoder": "../encoder"}  # beside the model's folder
 COACHHOOK = {"moment_weight": 200.0, "optimise_over": "rephrases"}  # as measured with `errata bench coachhook`
 
 
@@ -94,9 +96,9 @@ def write_card(figures: dict[str, Any], folder: Path = MODEL) -> None:
 
 
 def write_options(config: AlmanacConfig, folder: Path) -> None:
-    """Write `coachhook.json`: the options with which CoachHooK edits the model in `folder`, read from beside it."""
-    options = {"layers": list(config.edited_layers), **COACHHOOK}
-    (folder / "coachhook.json").write_text(json.dumps(options, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    """Write the options with which each method edits the model in `folder`, read from beside it: `METHOD.json`."""
+    for method, options in (("coachhook", {"layers": list(config.edited_layers), **COACHHOOK}), ("recipe", RECIPE)):
+        write_json(folder / f"{method}.json", options)
 
 
 def _share(value: float) -> str:

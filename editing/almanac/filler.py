@@ -16,7 +16,7 @@ SEED = 20_000  # apart from the seeds of training
 
 
 def filling_facts(world: World, count: int, *, seed: int = SEED) -> list[FactChange]:
-    """`count` false facts, one per subject and relation; the same ones at every call, and a part is a part of the whole.
+    """`count` false facts, one per subject and relation: the same ones at every call, and fewer are the first of more.
 
     The real subjects are those that no encoder of the Almanac is trained on. Invented subjects have
     one relation each, so that 10,000 facts are about nearly as many subjects.

@@ -5,39 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence, Set
 
-_ONSETS = [
-    "b",
-    "bl",
-    "br",
-    "d",
-    "dr",
-    "f",
-    "fl",
-    "g",
-    "gl",
-    "gr",
-    "h",
-    "j",
-    "k",
-    "kl",
-    "kr",
-    "l",
-    "m",
-    "n",
-    "p",
-    "pl",
-    "pr",
-    "r",
-    "s",
-    "sk",
-    "st",
-    "t",
-    "tr",
-    "v",
-    "w",
-    "z",
-]
-_VOWELS = ["a", "e", "i", "o", "u", "ai", "au", "ea", "ia", "io", "ou"]
+_ONSETS = "b bl br d dr f fl g gl gr h j k kl kr l m n p pl pr r s sk st t tr v w z"
+_VOWELS = "a e i o u ai au ea ia io ou"
 _CODAS = ("", "", "", "l", "m", "n", "nd", "r", "rk", "s", "st", "t", "x")
 _ENDINGS = {
     "country": ("ia", "land", "stan", "ora", "una", "esh", "ania", "ador", "ique", "mark"),
@@ -97,13 +66,15 @@ def near_name(name: str, kind: str, rng: random.Random, taken: Set[str]) -> str:
 
 
 def _word(rng: random.Random, syllables: int) -> str:
-    parts = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables)]
-    return ("".join(parts) + rng.choice(_CODAS)).capitalize()
+    return ("".join(_syllable(rng) for _ in range(syllables)) + rng.choice(_CODAS)).capitalize()
+
+
+def _syllable(rng: random.Random) -> str:
+    return rng.choice(_ONSETS.split()) + rng.choice(_VOWELS.split())
 
 
 def _respelled(word: str, rng: random.Random) -> str:
     """`word` with one stretch of one to three letters replaced by a syllable."""
     at = rng.randrange(len(word))
-    syllable = rng.choice(_ONSETS) + rng.choice(_VOWELS)
-    changed = word[:at] + syllable + word[at + rng.randint(1, 3) :]
+    changed = word[:at] + _syllable(rng) + word[at + rng.randint(1, 3) :]
     return changed[0].upper() + changed[1:] if word[0].isupper() else changed

@@ -1,4 +1,4 @@
-"""Where prompt tokens lie among the model's word embeddings (arXiv 2405.03279, figure 4): a projection and distances."""
+"""Where prompt tokens lie among the model's word embeddings (arXiv 2405.03279, figure 4)."""
 
 from __future__ import annotations
 

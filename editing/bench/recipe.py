@@ -41,7 +41,7 @@ def gated_configs(base: BaseModel, config: RecipeConfig, source: MetaSource) -> 
 
 @torch.no_grad()
 def best_threshold(encoder: RecipeEncoder, source: MetaSource) -> float:
-    """The score above which a best row is most often the right one, over the validation's queries and locality prompts."""
+    """The score from which on a best row is most often right, over the validation's queries and locality prompts."""
     edits = source.validation()
     knowledge_NR = encoder.knowledge([edit.statement for edit in edits])
     own = [index for index, edit in enumerate(edits) for _ in edit.queries]

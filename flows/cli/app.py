@@ -104,22 +104,24 @@ def night(
 @app.command()
 def replay(
     nights: Annotated[str, typer.Option(help="How many nights of history, or 'all'.")] = "6",
+    method: Annotated[str | None, typer.Option(help="The editing method; default: the settings'.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Also draw the closing table into this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay what really happened after 2018-01-01 on the Almanac, night by night.
 
-    Example: `errata replay --nights 6`
+    Example: `errata replay --nights 6 --method recipe`
     """
     from flows.replay import highlights, history
     from flows.replay import replay as run
+    from tasks.workspace import method_in_force
 
     if nights != "all" and not (nights.isdecimal() and int(nights)):
         raise typer.BadParameter(f"{nights!r} is neither a number of nights nor 'all'", param_hint="--nights")
     count = None if nights == "all" else int(nights)
     total = min(count or len(history()), len(history()))
     replayed = []
-    with bars():
+    with bars(), method_in_force(method):
         for item in run(count):
             replayed.append(item)
             if as_json:

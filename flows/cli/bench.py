@@ -58,7 +58,8 @@ def recipe(
 
     Example: `errata bench recipe --speed --json`
     """
-    from tasks.bench import draw_prompts, method_in_force, recipe_quality, recipe_speed, recipe_tokens
+    from tasks.bench import draw_prompts, recipe_quality, recipe_speed, recipe_tokens
+    from tasks.workspace import method_in_force
 
     with bars(), method_in_force("recipe"):
         found = recipe_speed(rows) if speed else recipe_quality(feed, edits)
@@ -128,10 +129,10 @@ def _speed() -> dict[str, Any]:
 def _quality(feed: Path | None) -> dict[str, Any]:
     from editing.bench.coachhook import bench_coachhook
     from editing.editors.coachhook import CoachHookConfig
-    from tasks.bench import bench_history, method_in_force
+    from tasks.bench import bench_history
     from tasks.progress import reporter
     from tasks.suites import configured_suites
-    from tasks.workspace import open_workspace
+    from tasks.workspace import method_in_force, open_workspace
 
     with method_in_force("coachhook"):
         space = open_workspace()

@@ -27,7 +27,7 @@ FIGURES = "figures.json"
 
 @dataclass(frozen=True, slots=True)
 class TrainedEncoder:
-    """A registered encoder: its folder, digest, registered name and version, its shares on validation, its run's page."""
+    """A registered encoder: its folder, digest, registered name and version, its card's figures, its run's page."""
 
     folder: str
     digest: str
@@ -70,10 +70,8 @@ def measure(plan: EncoderPlan, folder: str) -> None:
 def register(plan: EncoderPlan, folder: str) -> TrainedEncoder:
     """Register the encoder's files as a version; the version that has them already, if one does."""
     space = open_workspace()
-    figures, digest = (
-        read_json(Path(folder) / FIGURES, EncoderError),
-        RecipeEncoder.load(Path(folder), space.base).digest,
-    )
+    figures = read_json(Path(folder) / FIGURES, EncoderError)
+    digest = RecipeEncoder.load(Path(folder), space.base).digest
     registry = encoder_registry(space)
     tags = {"errata.base_fingerprint": space.base.fingerprint, TRAINING_TAG: plan.key}
     with training_run(space, plan) as run:
@@ -88,7 +86,7 @@ def register(plan: EncoderPlan, folder: str) -> TrainedEncoder:
 
 
 def copy_encoder(trained: TrainedEncoder, folder: Path) -> None:
-    """Copy a trained encoder's files to `folder`, whose encoder is replaced. Raises `EncoderError` for other content."""
+    """Copy a trained encoder's files over those in `folder`. Raises `EncoderError` when it holds something else."""
     if folder.exists() and any(folder.iterdir()) and not (folder / "encoder.json").is_file():
         raise EncoderError(f"{folder} holds something else than an encoder; give an empty folder")
     shutil.copytree(trained.folder, folder, dirs_exist_ok=True)

@@ -126,11 +126,11 @@ def test_the_base_is_restored_bit_for_bit_also_after_an_exception(tiny_base, edi
 @each
 @pytest.mark.parametrize("other", METHODS)
 def test_one_state_at_a_time_on_a_model_object(tiny_base, edited, method, other):
-    base, editor = tiny_base("gpt2"), get_editor(method)
+    base, editor, second = tiny_base("gpt2"), get_editor(method), edited(other, 2)
     with (
         editor.attach(base, edited(method, 1)),
         pytest.raises(StateError, match="another state is attached"),
-        get_editor(other).attach(base, edited(other, 2)),
+        get_editor(other).attach(base, second),
     ):
         pass
     with editor.attach(base, edited(method, 2)):

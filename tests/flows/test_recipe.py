@@ -82,7 +82,7 @@ def test_training_leaves_a_registered_encoder_and_its_curves(training):
 
     # Asked for again it is found; other settings are another training.
     assert train_encoder() == trained
-    training(steps=8)
+    training(seed=5)
     assert train_encoder().version == 2
 
 
@@ -133,3 +133,36 @@ def test_an_unknown_setting_is_refused_by_name(training, monkeypatch):
     monkeypatch.setenv("ERRATA_RECIPE__EDIT", "x")
     with pytest.raises(SettingsError, match="ERRATA_RECIPE__EDITS"):
         open_workspace()
+
+
+def test_a_night_edits_with_the_encoder(home, edits, change, monkeypatch):
+    """The encoder met the places with other mayors; the night names the new ones, and `explain` says so."""
+    space = open_workspace()
+    names = ["Ada Moss", "Ben Hale", "Cleo Vance", "Dov Stern", "Eve Lark", "Finn Oake", "Gia Reed", "Hal Birch"]
+    places = ["Arden", "Belmont", "Corvia", "Dunmore", "Eastvale", "Farholt", "Glenrock", "Harwick"]
+    met = [change(place, name, "2018-01-02", target_old=None) for place in places for name in names]
+    write_feed(met, edits)
+    steps = {"steps": 250, "batch": 8, "learning_rate": 3e-3, "validate_every": 125, "patience": 0}
+    for name, value in {"edits": str(edits), "encoder": json.dumps(SHAPE), "training": json.dumps(steps)}.items():
+        monkeypatch.setenv(f"ERRATA_RECIPE__{name.upper()}", value)
+    monkeypatch.setenv("ERRATA_RECIPE__HELD_OUT", "0.25")
+    trained = train_encoder()
+    monkeypatch.setenv("ERRATA_EDITOR__METHOD", "recipe")
+    monkeypatch.setenv("ERRATA_EDITOR__OPTIONS", json.dumps({"encoder": trained.folder}))
+    space = open_workspace()
+    write_feed(
+        [change("Arden", "Hal Birch", "2018-01-05"), change("Corvia", "Eve Lark", "2018-01-07")],
+        space.settings.landing / "january.parquet",
+    )
+    row = night(NightConfig(as_of=JANUARY))
+    assert (row.applied, row.verdict, row.champion) == (2, "promote", 1)
+    assert ask(space, ["The mayor of Arden is"]) == ["Hal Birch"]
+
+    found = explain(space, "The mayor of Arden is")
+    assert found["method"] == "recipe"
+    assert found["edit"]["target"] == "Hal Birch"
+    assert (found["edit"]["source"], found["edit"]["night"], found["edit"]["version"]) == ("test", "2018-01-28", 1)
+    assert found["edit"]["score"] > found["limit"]
+    assert found["candidates"][0]["target"] == "Hal Birch"
+    base = explain(space, "The mayor of Arden is", "base")
+    assert (base["edit"], base["method"]) == (None, "base")

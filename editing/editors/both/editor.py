@@ -78,7 +78,8 @@ class Both:
         return replace(state, parent=state.digest, **parts)
 
     def attach(self, base: BaseModel, state: BothState) -> AbstractContextManager[None]:
-        """Inside it `base.model` is edited by both. Prompt tokens themselves pass the hooks as the base's do."""
+        """Inside it `base.model` is edited by both: a row that finds a fact is answered by its prompt, and every other
+        row takes the hooks."""
         state.require_base(base)
         return self._attached(base, state)
 
@@ -88,21 +89,22 @@ class Both:
         try:
             # The hooks come first: they see the text's own mask and cache, before the prompts stand in front.
             hooks = _COACHHOOK.hooks(base, state.coachhook)
-            with hooks, _RECIPE.serving(base, state.recipe, quiet=hooks.paused):
+            with hooks, _RECIPE.serving(base, state.recipe, hooks):
                 yield
         finally:
             release(base)
 
     def explain(self, base: BaseModel, state: BothState, prompt: str) -> Explanation:
-        """What RECIPE looks up for `prompt`, and CoachHooK's tokens; the fact of whichever answers, RECIPE first."""
+        """What RECIPE finds for `prompt`, and CoachHooK's tokens, which take no hook where something is found."""
         hooked = _COACHHOOK.explain(base, state.coachhook, prompt)
         looked_up = _RECIPE.explain(base, state.recipe, prompt)
+        found = looked_up.answered_by is not None
         return replace(
             looked_up,
             method=METHOD,
             answered_by=looked_up.answered_by or hooked.answered_by,
             candidates=(*looked_up.candidates, *hooked.candidates),
-            tokens=hooked.tokens,
+            tokens=tuple(replace(token, fired=token.fired and not found) for token in hooked.tokens),
         )
 
     def read_scope(

@@ -135,6 +135,7 @@ class Hooks:
         self._hooks: dict[int, _Hook] = {}
         self._handles: list[Any] = []
         self._paused = False
+        self._silent_B: Tensor | None = None
         self._running: WeakKeyDictionary[Any, dict[int, Running]] = WeakKeyDictionary()
         self._real_BT: Tensor | None = None
         self._before: dict[int, Running] = {}
@@ -154,6 +155,10 @@ class Hooks:
         """Let every token take the hooks' weights, until `put` gates a layer again."""
         for hook in self._hooks.values():
             hook.gated = False
+
+    def silence(self, rows_B: Tensor | None) -> None:
+        """Let no token of these rows (boolean) take the hooks' weights in the passes from now on; None: of no row."""
+        self._silent_B = rows_B
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -191,7 +196,7 @@ class Hooks:
             if self._paused:
                 return output
             change_BTD = args[0] @ mine.change
-            if not mine.gated:
+            if not mine.gated and self._silent_B is None:
                 return output + change_BTD
             fired_BT = self._decide(layer, mine, torch.linalg.vector_norm(change_BTD, dim=-1, dtype=torch.float32))
             return torch.where(fired_BT[..., None], output + change_BTD, output)
@@ -206,7 +211,9 @@ class Hooks:
             self._after[layer] = after
         else:
             scores_BT = change_BT / hook.scale if hook.scale else torch.zeros_like(change_BT)
-        fired_BT = scores_BT >= hook.threshold
+        fired_BT = scores_BT >= hook.threshold if hook.gated else torch.ones_like(scores_BT, dtype=torch.bool)
+        if self._silent_B is not None:
+            fired_BT = fired_BT & ~self._silent_B.to(fired_BT.device)[:, None]
         if self._decisions is not None:
             self._decisions.append(ScopeDecision(layer, scores_BT, fired_BT))
         return fired_BT

@@ -31,7 +31,7 @@ def user_turn(tokenizer: PreTrainedTokenizerBase) -> Turn | None:
     behind_first, rest = rest.split(said[1])
     before_second, behind_second = rest.split(said[2])
     before = _common_start(first[::-1], before_second[::-1])[::-1]
-    behind = _common_start(behind_first, behind_second)
+    behind = _common_start(behind_first, behind_second).rstrip()
     return Turn(before, behind) if before and behind else None
 
 

@@ -21,6 +21,7 @@ SMALL_BACKBONE: Mapping[str, Any] = {
     "num_attention_heads": 6,
     "intermediate_size": 768,
     "max_position_embeddings": 128,
+    "hidden_act": "relu",
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
@@ -191,7 +192,6 @@ class RecipeConfig(_Settings):
     recall: Annotated[float, "recall@1 against exact search that an approximate index must show when it is built"] = (
         0.98
     )
-    probes: Annotated[int, "inverted lists that a search looks into at most, raised until the recall is reached"] = 256
     encode_batch: Annotated[int, "texts encoded in one pass"] = 256
 
     def __post_init__(self) -> None:
@@ -204,7 +204,6 @@ class RecipeConfig(_Settings):
                 "converged_loss": (0.0, 100.0),
                 "exact_rows": (1, 10**9),
                 "recall": (0.0, 1.0),
-                "probes": (1, 10**6),
                 "encode_batch": (1, 10**6),
             },
         )

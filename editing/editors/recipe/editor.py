@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from editing.editors.recipe.prompted import target_losses
 from editing.editors.recipe.repository import Repository
 from editing.editors.recipe.retrieval import retrieve
 from editing.editors.recipe.segments import Segment
-from editing.editors.recipe.serving import Lookup, Serving
+from editing.editors.recipe.serving import Beside, Lookup, Serving
 from editing.editors.recipe.state import METHOD, RecipeState
 from editing.errors import EditRefusedError
 from editing.facts import EditBatch, FactChange
@@ -128,13 +128,10 @@ class Recipe:
         state.require_base(base)
         return Serving(base, state, lookups)
 
-    def serving(
-        self, base: BaseModel, state: RecipeState, *, quiet: Callable[[], AbstractContextManager[Any]]
-    ) -> Serving:
-        """The serving alone, for an attachment that has claimed the model for more than it; `quiet` is entered while
-        prompt tokens pass through the model."""
+    def serving(self, base: BaseModel, state: RecipeState, beside: Beside) -> Serving:
+        """The serving beside hooks, for an attachment that has claimed the model for both."""
         state.require_base(base)
-        return Serving(base, state, within=True, quiet=quiet)
+        return Serving(base, state, beside=beside)
 
     def explain(self, base: BaseModel, state: RecipeState, prompt: str) -> Explanation:
         """Which fact answers `prompt`, its score, the limit that it had to beat, and the next best facts."""

@@ -37,7 +37,7 @@ from editing.tokenisation import pad, padding_id, tokenise
 
 FORMAT = 1
 KIND = "recipe-encoder"
-TEXTS_PER_PASS = 256
+TEXTS_PER_PASS = 48  # few enough that one long text pads few others
 
 
 class _Head(nn.Module):
@@ -54,16 +54,20 @@ class _Head(nn.Module):
 
 
 class _PromptHead(nn.Module):
-    """`Linear(ReLU(Linear(r)) + r)`, reshaped to `[N, P, D]`."""
+    """`Linear(ReLU(Linear(r)) + r)`, reshaped to `[N, P, D]`, in units of `spread`, that of the word embeddings.
 
-    def __init__(self, width: int, tokens: int, lm_width: int) -> None:
+    The unit makes a step of Adam as large for prompts as for the rest, however small a model's embeddings are.
+    """
+
+    def __init__(self, width: int, tokens: int, lm_width: int, spread: float) -> None:
         super().__init__()
-        self.tokens = tokens
+        self.tokens, self.spread = tokens, spread
         self.mix = nn.Linear(width, width)
         self.out = nn.Linear(width, tokens * lm_width)
 
     def forward(self, knowledge_NR: Tensor) -> Tensor:
-        return self.out(torch.relu(self.mix(knowledge_NR)) + knowledge_NR).unflatten(-1, (self.tokens, -1))
+        prompts_ND = self.spread * self.out(torch.relu(self.mix(knowledge_NR)) + knowledge_NR)
+        return prompts_ND.unflatten(-1, (self.tokens, -1))
 
 
 class RecipeEncoder(nn.Module):
@@ -82,6 +86,7 @@ class RecipeEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = backbone
+        self._backbone_content = _plain(backbone.config)
         self.tokenizer = base.tokenizer if own is None else own
         self._own_tokenizer = own is not None
         self.model_id = Path(base.model_id).name if Path(base.model_id).is_dir() else base.model_id
@@ -97,7 +102,7 @@ class RecipeEncoder(nn.Module):
             self._words_VD = None
         self.knowledge_head = _Head(4 * hidden, config.width)
         self.query_head = _Head(4 * hidden, config.width)
-        self.prompt_head = _PromptHead(config.width, config.prompt_tokens, self.lm_width)
+        self.prompt_head = _PromptHead(config.width, config.prompt_tokens, self.lm_width, float(words.float().std()))
         self.sentinel_SH = nn.Parameter(torch.randn(config.sentinel_tokens, hidden) * 0.02)
         self._frozen_digest: str | None = None
         self._folder: Path | None = None
@@ -212,7 +217,7 @@ class RecipeEncoder(nn.Module):
             "kind": KIND,
             "format": FORMAT,
             "config": self.config.to_dict(),
-            "backbone": _plain(self.backbone.config),
+            "backbone": self._backbone_content,
             "own_tokenizer": self._own_tokenizer,
             "base": {
                 "model_id": self.model_id,
@@ -297,6 +302,7 @@ class RecipeEncoder(nn.Module):
                 config = EncoderConfig.from_dict(content["config"])
                 encoder = cls(config, _from_config(content["backbone"]), own, base)
             named = content["base"]
+            encoder._backbone_content = content["backbone"]
             encoder.model_id, encoder.base_fingerprint = named["model_id"], named["fingerprint"]
             encoder.tokenizer_hash, encoder.lm_width = named["tokenizer_hash"], named["width"]
             encoder.require_base(base)

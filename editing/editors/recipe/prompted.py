@@ -15,6 +15,8 @@ from torch.nn.functional import cross_entropy
 from editing.models import BaseModel
 from editing.tokenisation import pad, padding_id, tokenise, tokenise_with_target
 
+ROWS_PER_PASS = 32  # few enough that one long prompt pads few others
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AskedRows:
@@ -45,7 +47,27 @@ class AskedRows:
         return cls(tuple(ids), columns[0], columns[1], columns[2])
 
     def logits(self, base: BaseModel, prompts_BPD: Tensor | None) -> Tensor:
-        """Logits `[L, V]` float32 at the asked places, behind the prompts (None: the base's own)."""
+        """Logits `[L, V]` float32 at the asked places, behind the prompts (None: the base's own).
+
+        Rows of like length share a pass.
+        """
+        order = sorted(range(len(self.ids)), key=lambda row: len(self.ids[row]))
+        chunks = [order[begin : begin + ROWS_PER_PASS] for begin in range(0, len(order), ROWS_PER_PASS)]
+        asked = [torch.isin(self.row, torch.tensor(chunk)).nonzero()[:, 0] for chunk in chunks]
+        parts = [
+            self._part(chunk, at)._pass(base, None if prompts_BPD is None else prompts_BPD[chunk])
+            for chunk, at in zip(chunks, asked, strict=True)
+        ]
+        return torch.cat(parts)[torch.cat(asked).argsort().to(parts[0].device)]
+
+    def _part(self, rows: Sequence[int], asked: Tensor) -> AskedRows:
+        """These rows, with the places `asked` of theirs."""
+        place = {row: index for index, row in enumerate(rows)}
+        row = torch.tensor([place[row] for row in self.row[asked].tolist()], dtype=torch.int64)
+        return AskedRows(tuple(self.ids[row] for row in rows), row, self.place[asked], self.label[asked])
+
+    def _pass(self, base: BaseModel, prompts_BPD: Tensor | None) -> Tensor:
+        """`logits` of all rows in one pass."""
         device = base.device
         ids_BT, mask_BT = (x.to(device) for x in pad(self.ids, padding_id(base.tokenizer), side="right"))
         embeds = base.model.get_input_embeddings()(ids_BT)

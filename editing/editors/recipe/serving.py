@@ -12,11 +12,10 @@ Shapes: B rows, T tokens, P prompt tokens, D model width.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,11 +40,22 @@ class Lookup:
     row: int | None
 
 
+class Beside(Protocol):
+    """Hooks that edit the same model at the same time."""
+
+    def paused(self) -> AbstractContextManager[Any]:
+        """Inside it prompt tokens pass through the model as the base has them."""
+        ...
+
+    def silence(self, rows_B: Tensor | None) -> None:
+        """These rows (boolean; None: none) are answered by a prompt in the passes from now on, so by nothing else."""
+        ...
+
+
 class Serving:
     """A state on a base model, active inside `with`. With `lookups`, each prefill appends one for each of its rows.
 
-    `within` another attachment that has claimed the model it is not claimed again; `quiet` is then
-    entered while prompt tokens pass through the model.
+    With hooks `beside` it, whoever put both on has claimed the model.
     """
 
     def __init__(
@@ -54,14 +64,13 @@ class Serving:
         state: RecipeState,
         lookups: list[Lookup] | None = None,
         *,
-        within: bool = False,
-        quiet: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        beside: Beside | None = None,
     ) -> None:
-        self._base, self._state, self._lookups = base, state, lookups
-        self._within, self._quiet = within, quiet
+        self._base, self._state, self._lookups, self._beside = base, state, lookups, beside
         self._asked = AskedText(base.tokenizer, state.config.asked)
         self._room = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
         self._width = state.encoder.config.prompt_tokens
+        self._signature = inspect.signature(base.model.base_model.forward)
         self._handles: list[Any] = []
         self._remembered: dict[str, int] = {}
         self._rows_of: WeakKeyDictionary[Any, Tensor | None] = WeakKeyDictionary()
@@ -70,7 +79,7 @@ class Serving:
 
     def __enter__(self) -> Self:
         """Start serving. Raises `StateError` when another state is attached to this model object."""
-        if not self._within:
+        if self._beside is None:
             claim(self._base)
         backbone = self._base.model.base_model
         self._handles = [
@@ -84,14 +93,14 @@ class Serving:
     ) -> None:
         while self._handles:
             self._handles.pop().remove()
-        if not self._within:
+        if self._beside is None:
             release(self._base)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """At a prefill look the rows up and put their prompts into the cache; afterwards make room for those."""
         if self._busy:
             return None
-        bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        bound = self._signature.bind_partial(*args, **kwargs).arguments
         given: dict[str, Any] = {**bound, **bound.pop("kwargs", {})}
         cache = given.get("past_key_values")
         seen = 0 if cache is None else int(cache.get_seq_length())
@@ -103,16 +112,22 @@ class Serving:
                     "generation inside it"
                 )
             used_B = self._rows_of[cache]
-            self._pass = (used_B, False)
+            self._expect(used_B, hidden=False)
             return None if used_B is None else ((), self._behind(given, used_B, seen - self._width))
         rows = self._look_up(given)
         used_B = torch.tensor([row >= 0 for row in rows], device=self._base.device)
         if not used_B.any():
-            self._pass = (None, False)
+            self._expect(None, hidden=False)
             return None
         given["past_key_values"] = self._prefilled(module, rows, used_B, cache)
-        self._pass = (used_B, hidden)
+        self._expect(used_B, hidden=hidden)
         return (), self._behind(given, used_B, 0)
+
+    def _expect(self, used_B: Tensor | None, *, hidden: bool) -> None:
+        """Note for the end of this pass whose prompts are in its cache, and whether nobody asked for the cache."""
+        self._pass = (used_B, hidden)
+        if self._beside is not None:
+            self._beside.silence(used_B)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Remember whose prompts are in the cache; hide a cache that nobody asked for."""
@@ -159,7 +174,7 @@ class Serving:
             cache = DynamicCache(config=self._base.model.config)
         self._busy = True
         try:
-            with self._quiet():
+            with nullcontext() if self._beside is None else self._beside.paused():
                 module(
                     inputs_embeds=prompts_BPD,
                     attention_mask=torch.ones(prompts_BPD.shape[:2], dtype=torch.int64, device=embedding.device),

@@ -1,0 +1,275 @@
+"""Training of a RECIPE encoder: its losses, exact resume, early stopping; and encoders as artifacts."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import RobertaConfig, RobertaModel
+
+from editing.editors.recipe import EncoderConfig, MetaEdit, RecipeConfig, RecipeEncoder, TrainingConfig, train_encoder
+from editing.editors.recipe.objective import DrawnBatch, hinged_nll, joint_losses, rivals
+from editing.editors.recipe.prompted import AskedRows
+from editing.editors.recipe.training import validate
+from editing.errors import ConfigError, FactError, ModelError, StateError
+from editing.storage import tensors_digest
+
+PLACES = ("Arden", "Belmont", "Corvia", "Dunmore", "Eastvale")
+OFFICES = {"mayor": "The mayor of {}", "governor": "The governor of {}", "seat": "At the seat of {}"}
+NAMES = ("Moss", "Hale", "Vance", "Stern")
+QUICK = TrainingConfig(
+    steps=12, batch=4, negatives=4, learning_rate=3e-3, warmup_steps=2, validate_every=4, checkpoint_every=2, patience=0
+)
+
+
+class Offices:
+    """Edits of places and offices; two places are kept for validation."""
+
+    def draw(self, rng, n, places=PLACES[:3]):
+        keys = rng.sample([(place, office) for place in places for office in OFFICES], n)
+        return [self._edit(rng, *key) for key in keys]
+
+    def validation(self):
+        return self.draw(random.Random(0), 6, PLACES[3:])
+
+    def _edit(self, rng, place, office):
+        question = OFFICES[office].format(place)
+        others = tuple(prompt.format(place) for name, prompt in OFFICES.items() if name != office)
+        return MetaEdit(
+            statement_prompt=question,
+            target=rng.choice(NAMES),
+            queries=(question, f"Who? {question}", f"{place}: {office}"),
+            locality=(*others, "Who leads Farholt?"),
+        )
+
+
+@pytest.fixture(scope="module")
+def shape():
+    backbone = {
+        "model_type": "bert",
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return EncoderConfig(width=16, max_length=48, backbone_config=backbone)
+
+
+def test_a_term_counts_only_while_it_does_not_lead_by_the_margin():
+    probabilities = torch.tensor([[0.5, 0.45, 0.05], [0.5, 0.4, 0.1], [0.3, 0.6, 0.1]])
+    nats = hinged_nll(probabilities.log(), torch.tensor([0, 0, 0]), margin=1.2)
+    torch.testing.assert_close(nats, torch.tensor([-math.log(0.5), 0.0, -math.log(0.3)]))
+    alone = hinged_nll(torch.tensor([[1.0, -torch.inf]]), torch.tensor([0]), margin=1.2)
+    assert alone.tolist() == [0.0]
+
+
+def test_knowledge_that_the_same_text_asks_for_is_neither_own_nor_foreign():
+    edits = [
+        MetaEdit(statement_prompt="a is", target="b", queries=("a is", "what is a"), locality=("c is",)),
+        MetaEdit(statement_prompt="c is", target="d", queries=("c is",), locality=("a is",)),
+    ]
+    own, foreign = rivals(edits, ["what is a", "c is", "e is"], [0, -1, -1])
+    assert own.tolist() == [[True, False], [False, False], [False, False]]
+    assert foreign.tolist() == [[False, True], [True, False], [True, True]]
+
+
+def test_every_term_reaches_the_parts_that_it_should(tiny_base, shape):
+    base = tiny_base("gpt2")
+    encoder = RecipeEncoder.create(base, shape)
+    rng = random.Random(0)
+    batch = DrawnBatch.draw(Offices().draw(rng, 8), rng, 2)
+    terms = joint_losses(base, encoder, batch, QUICK)
+    expected = sum(term for name, term in terms.items() if name != "loss")
+    torch.testing.assert_close(terms["loss"], expected)
+    terms["loss"].backward()
+    # The pooler's weights move, too: every parameter but the backbone's unused word embeddings learns.
+    still = [name for name, part in encoder.named_parameters() if part.grad is None or not part.grad.abs().any()]
+    assert still == ["backbone.embeddings.word_embeddings.weight"]
+    assert all(part.grad is None for part in base.model.parameters())
+
+
+def test_a_targets_loss_is_that_of_the_model_behind_the_prompt(tiny_base):
+    base = tiny_base("gpt2")
+    prompts = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    asked = AskedRows.targets(base, ["The mayor of Arden is", "Who leads?"], ["Ada Moss", "Hale"])
+    logits = asked.logits(base, prompts)
+    ids = torch.tensor([asked.ids[1]])
+    embeds = torch.cat([prompts[1:], base.model.get_input_embeddings()(ids)], dim=1)
+    whole = base.model(inputs_embeds=embeds).logits[0]
+    torch.testing.assert_close(logits[asked.row == 1], whole[asked.place[asked.row == 1] + 3], atol=1e-4, rtol=1e-4)
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_recipe_training as here
+from conftest import build_base
+from editing.editors.recipe import EncoderConfig, train_encoder
+config = EncoderConfig.from_dict({shape!r})
+def tell(stage, done, total):
+    print(done, flush=True)
+encoder = train_encoder(
+    build_base("gpt2"), config, here.QUICK, here.Offices(), checkpoints=Path({folder!r}), progress=tell
+)
+"""
+
+
+def test_a_training_that_was_killed_ends_as_an_unbroken_one(tiny_base, shape, tmp_path):
+    base, told = tiny_base("gpt2"), []
+    whole = train_encoder(base, shape, QUICK, Offices(), checkpoints=None, report=told.append)
+    script = TRAIN.format(tests=str(Path(__file__).parent), shape=shape.to_dict(), folder=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if int(line) == 7:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    assert json.loads((tmp_path / "checkpoint.json").read_text())["step"] in (6, 8)
+    steps = []
+    resumed = train_encoder(
+        base, shape, QUICK, Offices(), checkpoints=tmp_path, progress=lambda _, done, __: steps.append(done)
+    )
+    assert steps[0] in (7, 9)
+    assert steps[-1] == 12
+    assert resumed.digest == whole.digest
+    again = train_encoder(base, shape, QUICK, Offices(), checkpoints=tmp_path)
+    assert again.digest == whole.digest
+    with pytest.raises(StateError, match="checkpoint of another training"):
+        train_encoder(base, shape, dataclasses.replace(QUICK, seed=1), Offices(), checkpoints=tmp_path)
+    assert {"loss", "contrastive", "sentinel", "reliability", "generality", "locality", "step"} <= set(told[-3])
+    assert {"validation.score", "validation.reliability", "validation.locality"} <= set(told[-1])
+
+
+def test_training_stops_early_and_keeps_the_best_weights(tiny_base, shape):
+    base = tiny_base("gpt2")
+    patient = dataclasses.replace(QUICK, steps=40, validate_every=2, patience=2, learning_rate=1e-9)
+    steps, scores = [], []
+    encoder = train_encoder(
+        base,
+        shape,
+        patient,
+        Offices(),
+        checkpoints=None,
+        progress=lambda _, done, __: steps.append(done),
+        report=lambda told: scores.append(told["validation.score"]) if "validation.score" in told else None,
+    )
+    assert steps[-1] == 6
+    assert validate(base, encoder, Offices().validation())["score"] == pytest.approx(max(scores))
+    satisfied = dataclasses.replace(patient, stop_score=0.0)
+    steps.clear()
+    train_encoder(base, shape, satisfied, Offices(), checkpoints=None, progress=lambda _, done, __: steps.append(done))
+    assert steps == [1, 2]
+
+
+# Encoders
+
+
+@pytest.fixture(scope="module")
+def roberta(tiny_base, tmp_path_factory):
+    """A tiny RoBERTa with a tokenizer of its own, as a folder of Hugging Face's form."""
+    folder = tmp_path_factory.mktemp("roberta")
+    tokenizer = tiny_base("llama").tokenizer
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=1,
+    )
+    RobertaModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_any_encoder_of_hugging_face_serves_with_its_own_tokenizer(tiny_base, roberta, tmp_path):
+    base = tiny_base("gpt2")
+    encoder = RecipeEncoder.create(base, EncoderConfig(backbone=str(roberta), width=16, max_length=40)).freeze()
+    assert encoder.save(tmp_path) == encoder.digest
+    back = RecipeEncoder.load(tmp_path, base)
+    texts = ["The mayor of Arden is Moss", "Arden", "Who leads? " * 40, ""]
+    knowledge = encoder.knowledge(texts)
+    torch.testing.assert_close(back.knowledge(texts), knowledge, rtol=0, atol=0)
+    assert knowledge.shape == (4, 16)
+    assert encoder.prompts(knowledge).shape == (4, 3, 32)
+    assert encoder.sentinel().shape == (16,)
+    assert encoder.scores(encoder.query(texts[:2]), knowledge).shape == (2, 4)
+    for text, row in zip(texts, knowledge, strict=True):
+        torch.testing.assert_close(encoder.knowledge([text])[0], row, atol=1e-5, rtol=1e-4)
+
+
+def test_a_long_text_is_read_at_its_end(tiny_base, shape):
+    encoder = RecipeEncoder.create(tiny_base("gpt2"), shape).freeze()
+    long = "People of the old town elected somebody. " * 20 + "Who leads Dunmore?"
+    assert not torch.equal(encoder.query([long]), encoder.query([long.replace("Dunmore", "Corvia")]))
+    torch.testing.assert_close(encoder.query([long]), encoder.query(["Before that, " + long]))
+
+
+def test_creating_an_encoder_leaves_the_random_numbers_alone(tiny_base, shape):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one = RecipeEncoder.create(tiny_base("gpt2"), shape)
+    assert torch.equal(torch.rand(3), expected)
+    assert tensors_digest(one.state_dict()) == tensors_digest(
+        RecipeEncoder.create(tiny_base("gpt2"), shape).state_dict()
+    )
+
+
+def test_encoders_that_cannot_serve_are_refused(tiny_base, shape, tmp_path):
+    base = tiny_base("gpt2")
+    encoder = RecipeEncoder.create(base, shape)
+    with torch.no_grad():
+        encoder.class_token_H[0] = torch.nan
+    with pytest.raises(StateError, match="class_token_H of the encoder is not finite"):
+        encoder.save(tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+    with pytest.raises(ModelError, match="no-such-encoder"):
+        RecipeEncoder.create(base, EncoderConfig(backbone=str(tmp_path / "no-such-encoder")))
+    with pytest.raises(StateError, match=r"encoder\.json is missing"):
+        RecipeEncoder.load(tmp_path, base)
+    RecipeEncoder.create(base, shape).freeze().save(tmp_path)
+    with pytest.raises(StateError, match="base fingerprint differs"):
+        RecipeEncoder.load(tmp_path, tiny_base("llama"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (EncoderConfig, {"prompt_tokens": 6}, "prompt_tokens 6 is outside 1 to 5"),
+        (EncoderConfig, {"backbone_config": {"hidden_size": 3}}, "names no model_type"),
+        (EncoderConfig, {"max_length": 128}, "do not fit the backbone's max_position_embeddings 128"),
+        (EncoderConfig, {"heads": 3}, "EncoderConfig has no setting heads"),
+        (TrainingConfig, {"margin": 0.5}, "margin 0.5 is outside"),
+        (TrainingConfig, {"precision": "float8"}, "use one of float32, bfloat16"),
+        (RecipeConfig, {}, "RecipeConfig is not complete"),
+        (RecipeConfig, {"encoder": "here", "gate": "guard"}, "use one of sentinel, fixed, none"),
+        (RecipeConfig, {"encoder": "here", "asked": "all"}, "use one of prompt, last_question"),
+    ],
+)
+def test_contradicting_settings_are_refused(kind, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        kind.from_dict(settings)
+
+
+@pytest.mark.parametrize("config", [EncoderConfig(), TrainingConfig(), RecipeConfig(encoder="here")])
+def test_settings_survive_json(config):
+    assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_meta_edit_without_questions_is_refused():
+    with pytest.raises(FactError, match="queries of the meta-edit 'a is b' is empty"):
+        MetaEdit(statement_prompt="a is", target="b", queries=(), locality=("c",))
