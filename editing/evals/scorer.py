@@ -148,7 +148,7 @@ class Scorer:
         return [
             row
             for row, reading in zip(rows, readings, strict=True)
-            if not reading.touched and reading.score < reading.threshold * (1 - CLEARLY_OUT)
+            if not reading.touched and reading.margin < -CLEARLY_OUT * abs(reading.threshold)
         ]
 
     def _progress(self, stage: str, done: int, total: int) -> None:
