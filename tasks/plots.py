@@ -76,10 +76,10 @@ def forgetting_curve(points: Sequence[AgePoint]) -> Figure:
     axes.errorbar(at, shares, yerr=errors, color=COLOURS[0], marker="o", markersize=4, capsize=3, linewidth=1.6)
     for i, point in enumerate(points):
         axes.annotate(
-            f"{point.asked}", (i, point.answered), (0, -14), textcoords="offset points", ha="center", fontsize=7
+            f"{point.asked}", (i, point.answered), (5, -11), textcoords="offset points", ha="left", fontsize=7
         )
     axes.set_xticks(at, [age_label(point) for point in points], rotation=30, ha="right", fontsize=8)
-    axes.set_xlabel("age in days (below the line: facts asked)", fontsize=8)
+    axes.set_xlabel("age in days (beside each point: facts asked)", fontsize=8)
     axes.set_ylim(0, 1.05)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     return figure

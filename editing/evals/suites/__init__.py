@@ -4,7 +4,7 @@
 |---|---|---|
 | zsre | whether the answers that no edit touches are still given | teacher_forced, generated |
 | counterfact | whether the true object still beats the counterfactual one | likelihood, sampled |
-| counterfact_edits | efficacy, paraphrase, neighbourhood, texts of counterfactuals *applied as edits* | likelihood, sampled |
+| counterfact_edits | efficacy, paraphrase, neighbourhood, texts of *applied* counterfactuals | likelihood, sampled |
 | mmlu | multiple choice | option_likelihood |
 | gsm8k | word problems | generated, by named answer filter |
 """
