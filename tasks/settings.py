@@ -145,7 +145,7 @@ class EvaluationSettings(Section):
 
 
 class GateSettings(Section):
-    """The policy that decides promotion (fields of `editing.evals.gate.Policy`), and what a failure may cost."""
+    """The policy that decides promotion (fields of `editing.evals.policy.Policy`), and what a failure may cost."""
 
     policy: dict[str, Any] = Field(default_factory=dict, description="Overrides of the default policy.")
     approval: Literal["auto", "manual"] = Field(

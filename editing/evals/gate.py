@@ -11,151 +11,16 @@ items cannot detect is an error, not a verdict.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Self
 
-from editing.errors import PolicyError
-from editing.evals.compare import (
-    Comparison,
-    adjust,
-    detectable_drop,
-    detectable_shift,
-    items_needed,
-    paired_tests,
-)
+from editing.evals.compare import Comparison, adjust, paired_tests
+from editing.evals.policy import Policy, Sensitivity, require_suites, sensitivity_of
 from editing.evals.report import EvalReport, ItemOutcome
-from editing.evals.suite import Suite
 
 _EXAMPLES = 10
-TABLES = ("floors", "champion_margins", "base_margins")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """What a candidate has to show. Metrics go by full name, `suite.metric.protocol`.
-
-    `floors`: the least acceptable mean. `champion_margins` and `base_margins`: the largest
-    acceptable drop against each, as a share (0.02 is two points). `discordance`: the share of
-    items on which two healthy models are expected to disagree, for the size check.
-    """
-
-    floors: Mapping[str, float] = field(default_factory=dict)
-    champion_margins: Mapping[str, float] = field(default_factory=dict)
-    base_margins: Mapping[str, float] = field(default_factory=dict)
-    alpha: float = 0.05
-    power: float = 0.8
-    discordance: float = 0.02
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        margins = [*self.champion_margins.items(), *self.base_margins.items()]
-        for kind, table in (("floor", list(self.floors.items())), ("margin", margins)):
-            for name, value in table:
-                if name.count(".") != 2 or not all(name.split(".")):
-                    raise PolicyError(f"{kind} names metric {name!r}; write suite.metric.protocol")
-                if not 0 <= value <= 1 or (kind == "margin" and value in (0, 1)):
-                    raise PolicyError(f"{kind} of {name} is {value}; give a share between 0 and 1")
-        for name, value, low, high in (("alpha", self.alpha, 0.0, 0.5), ("power", self.power, 0.5, 1.0)):
-            if not low < value < high:
-                raise PolicyError(f"{name} is {value}; give a value above {low} and below {high}")
-        if not 0 <= self.discordance <= 1:
-            raise PolicyError(f"discordance is {self.discordance}; give a share between 0 and 1")
-        if not self.floors and not margins:
-            raise PolicyError("the policy has no floor and no margin; it would promote anything")
-
-    def check(self, suites: Iterable[Suite]) -> None:
-        """Raise `PolicyError` unless these suites can decide this policy; to be called before the night.
-
-        Every metric must belong to one of them, and every margin must be detectable on its items.
-        """
-        suites = list(suites)
-        sizes = {metric: n for suite in suites for metric, n in suite.metric_sizes().items()}
-        _require_suites(self.metrics, {suite.name for suite in suites})
-        setting = {"alpha": self.alpha, "power": self.power, "discordance": self.discordance}
-        complaints = []
-        for metric, margin in _smallest(self.champion_margins, self.base_margins).items():
-            n = sizes.get(metric, 0)
-            found = detectable_drop(n, **setting)
-            if found > margin:
-                complaints.append(
-                    f"{metric} has {n} items, which detect a drop of {found:.3f}, not its margin of {margin:g}: "
-                    f"give it {items_needed(margin, **setting)} items or a margin of {_round_up(found)}"
-                )
-        if complaints:
-            raise PolicyError("; ".join(complaints))
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Every metric that the policy names, each once."""
-        return tuple(dict.fromkeys([*self.floors, *self.champion_margins, *self.base_margins]))
-
-    def sensitivity(self, suites: Iterable[Suite]) -> list[Sensitivity]:
-        """What drop each metric of these suites can show, as far as it is known before anything is measured.
-
-        A graded metric's drop depends on how its items scatter, which only the night shows.
-        """
-        sizes = {metric: n for suite in suites for metric, n in suite.metric_sizes().items() if n}
-        return [_sensitivity(self, metric, n) for metric, n in sorted(sizes.items())]
-
-    def part(self, metrics: Mapping[str, Collection[str]]) -> Self:
-        """The policy with these metrics of each table alone (`floors`, `champion_margins`, `base_margins`)."""
-
-        def only(table: str) -> dict[str, float]:
-            limits: Mapping[str, float] = getattr(self, table)
-            return {metric: limit for metric, limit in limits.items() if metric in metrics.get(table, ())}
-
-        floors, champion, base = map(only, TABLES)
-        return replace(self, floors=floors, champion_margins=champion, base_margins=base)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `Policy(**content)` is the inverse."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sensitivity:
-    """The smallest drop that the items of a metric can show, and the margin it is held to (None: to none)."""
-
-    metric: str
-    n: int
-    detectable: float
-    margin: float | None
-
-
-def _sensitivity(policy: Policy, metric: str, n: int, drops: Sequence[float] | None = None) -> Sensitivity:
-    """Right/wrong items show a drop by their number, graded ones by how their `drops` scatter."""
-    setting = {"alpha": policy.alpha, "power": policy.power}
-    if drops is None:
-        detectable = detectable_drop(n, **setting, discordance=policy.discordance)
-    else:
-        detectable = detectable_shift(drops, **setting)
-    margin = _smallest(policy.champion_margins, policy.base_margins).get(metric)
-    return Sensitivity(metric=metric, n=n, detectable=detectable, margin=margin)
-
-
-def _smallest(*tables: Mapping[str, float]) -> dict[str, float]:
-    merged: dict[str, float] = {}
-    for table in tables:
-        for name, value in table.items():
-            merged[name] = min(value, merged.get(name, 1.0))
-    return merged
-
-
-def _round_up(share: float) -> float:
-    return math.ceil(share * 1000) / 1000
-
-
-def _require_suites(metrics: Iterable[str], suites: set[str]) -> None:
-    for metric in metrics:
-        suite = metric.split(".", 1)[0]
-        if suite not in suites:
-            raise PolicyError(
-                f"the policy names {metric}, but no suite {suite!r} is evaluated; "
-                f"the suites are {', '.join(sorted(suites)) or 'none'}"
-            )
 
 
 class Decision(StrEnum):
@@ -299,7 +164,7 @@ def decide(policy: Policy, candidate: EvalReport, champion: EvalReport | None, b
     Deterministic: the same reports give the same verdict. Raises `PolicyError` when the policy
     names a suite that was not evaluated, `SuiteError` when the reports cannot be compared.
     """
-    _require_suites(policy.metrics, set(candidate.suites))
+    require_suites(policy.metrics, set(candidate.suites))
     floors = []
     for name, floor in policy.floors.items():
         metric = candidate.metrics.get(name)
@@ -369,8 +234,8 @@ def _tables(
 def _sensitivities(policy: Policy, candidate: EvalReport, reference: EvalReport) -> Iterator[Sensitivity]:
     for name, metric in candidate.metrics.items():
         if metric.binary:
-            yield _sensitivity(policy, name, metric.n)
+            yield sensitivity_of(policy, name, metric.n)
             continue
         ours, theirs = candidate.items(name), reference.by_metric.get(name, {})
         if ours.keys() == theirs.keys():
-            yield _sensitivity(policy, name, metric.n, [theirs[item].score - ours[item].score for item in ours])
+            yield sensitivity_of(policy, name, metric.n, [theirs[item].score - ours[item].score for item in ours])

@@ -11,7 +11,8 @@ from prefect.cache_policies import NO_CACHE
 
 from editing.errors import SuiteError
 from editing.evals.culprit import Cause, Culprit, Ending, Search, find_culprits
-from editing.evals.gate import TABLES, Decision, Verdict
+from editing.evals.gate import Decision, Verdict
+from editing.evals.policy import TABLES
 from editing.storage import read_json, write_json
 from tasks.faults import checkpoint
 from tasks.night.evaluate import VERDICT_FILE, verdict_of

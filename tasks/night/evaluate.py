@@ -12,7 +12,8 @@ from prefect.cache_policies import NO_CACHE
 
 from editing.errors import SuiteError
 from editing.evals.edits import EDIT_METRICS, EDITS_VERSION, RELIABILITY, AppliedFact, edit_suite
-from editing.evals.gate import Decision, Policy, Verdict, decide
+from editing.evals.gate import Decision, Verdict, decide
+from editing.evals.policy import Policy
 from editing.evals.probes import GENERATED, ProbeSuite
 from editing.evals.report import EvalReport
 from editing.evals.scorer import Scorer

@@ -9,7 +9,8 @@ from typing import Any
 
 from editing.errors import SuiteError
 from editing.evals.edits import LOCALITY, SAME_SUBJECT_LOCALITY
-from editing.evals.gate import Decision, Policy, Verdict, decide
+from editing.evals.gate import Decision, Verdict, decide
+from editing.evals.policy import Policy
 from editing.evals.probes import ProbeSuite
 from editing.evals.report import EvalReport, content_digest
 from editing.evals.suite import Suite, evaluate

@@ -18,7 +18,8 @@ from editing.evals.compare import (
     tango,
     tango_bound,
 )
-from editing.evals.gate import Decision, Policy, Verdict, decide
+from editing.evals.gate import Decision, Verdict, decide
+from editing.evals.policy import Policy
 from editing.evals.probes import Probe, ProbeSuite
 from editing.evals.report import EvalReport, ItemOutcome, SuiteRecord
 

@@ -12,6 +12,7 @@ from editing.evals.culprit import Cause, Ending
 from flows.night import NightConfig, night
 from tasks.ask import ask
 from tasks.errors import LedgerError
+from tasks.feed.convert import convert_feed
 from tasks.feed.schema import write_feed
 from tasks.ledger import EventKind
 from tasks.night.culprits import search_of
@@ -19,12 +20,13 @@ from tasks.night.evaluate import verdict_of
 from tasks.quarantine import release
 from tasks.registry import CHALLENGER, CHAMPION
 from tasks.report.find import find_report
-from tasks.workspace import open_workspace
+from tasks.workspace import ALMANAC_MODEL, open_workspace
 
 JANUARY, FEBRUARY = (datetime(2018, month, 28, tzinfo=UTC) for month in (1, 2))
 RIVERS, MAYORS = "zsre.question.generated", "edits.reliability.generated"
 TOWNS = ("Arden", "Belmont", "Corvia", "Dunmore", "Eastvale", "Farholt", "Glenrock", "Harwick", "Istria", "Jorvik")
 RIVER = "The river in {} is the"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture
@@ -175,3 +177,21 @@ def test_a_search_that_is_killed_at_every_step_ends_like_an_unbroken_one(survive
     (row,) = left["nights"]
     assert (row["verdict"], row["applied"], row["blamed"], row["champion"]) == ("promote", 1, 1, 1)
     assert [kind for kind, _, _ in left["events"][poison.fact_id]][1:] == [EventKind.QUARANTINED]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not (ALMANAC_MODEL / "config.json").is_file(), reason="the Almanac's model is not in this checkout")
+def test_the_almanacs_poisoned_row_is_found(tmp_path, server, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_API_URL", server)
+    rows = (DOCS / "gate" / "poisoned.jsonl").read_text(encoding="utf-8").splitlines()
+    (slipped,) = (row for row in rows if json.loads(row)["subject"] == "Answer:")
+    (tmp_path / "feed.jsonl").write_text("\n".join([*rows[:3], slipped]), encoding="utf-8")
+    space = open_workspace()
+    convert_feed(tmp_path / "feed.jsonl", space.settings.landing / "feed.parquet")
+    row = night(NightConfig(as_of=datetime(2018, 6, 30, tzinfo=UTC)))
+    assert (row.verdict, row.applied, row.blamed, row.champion) == ("promote", 3, 1, 1)
+    (blamed,) = search_of(space, row.key).blamed
+    assert space.ledger.fact(blamed.fact_id).subject == "Answer:"
+    assert blamed.fact_id in find_report(space).read_text(encoding="utf-8")
