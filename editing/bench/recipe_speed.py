@@ -36,8 +36,6 @@ PUBLISHED_SECONDS_PER_FACT = 0.0078  # median of RECIPE on one edit (arXiv 2405.
 SEGMENT = 20_000  # facts encoded and appended together
 QUESTIONS = 400  # rephrased questions that retrieval is timed and checked with
 NEW_TOKENS = 64
-ADDED = 1_100  # facts that adding is timed with
-CROWD = 10_000  # facts in the repository that generation is timed with
 PROMPTS = 5  # questions that are answered
 
 
@@ -48,22 +46,28 @@ def measure_recipe_speed(
     *,
     layers: Sequence[int],
     sizes: Sequence[int] = (100_000, 1_000_000),
+    added: int = 1_100,
+    crowd: int = 10_000,
+    shapes: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Adding, generation with `CROWD` facts, and retrieval at `sizes` rows, as plain JSON types.
+    """Adding `added` facts, generation with `crowd` facts, and retrieval at `sizes` rows, as plain JSON types.
 
     `retrieval_ms_100k`, `retrieval_ms_1m` and `recall` (the lower of the two) are medians and shares
     of `measure_retrieval`; with other `sizes` they are named by those. `generation_overhead` is the
-    Almanac-like base's; `inference` holds both models'. `layers` are those that CoachHooK would edit.
+    base's; `inference` holds also, with `shapes`, that of a model of GPT-2 small's shape. `layers` are
+    those that CoachHooK would edit.
     """
     start = Recipe().start(base, config)
-    first = list(islice(facts, ADDED))
-    found: dict[str, Any] = measure_adding(base, start, first)
-    state = fill(start, chain(first, facts), CROWD, progress)
-    asked = [fact.question for fact in state.repository.facts(range(0, CROWD, CROWD // PROMPTS))]
+    first = list(islice(facts, added))
+    found: dict[str, Any] = measure_adding(base, start, first, batch=min(256, added // 2))
+    state = fill(start, chain(first, facts), crowd, progress)
+    asked = [fact.question for fact in state.repository.facts(range(0, crowd, crowd // PROMPTS))]
     inference = {base.model_id: measure_generation(base, state, layers, asked)}
-    shaped, full = shaped_like_gpt2(state.repository.facts())
-    inference[shaped.model_id] = measure_generation(shaped, full, example_config(shaped).layers, asked[:2], trials=2)
+    if shapes:
+        shaped, full = shaped_like_gpt2(state.repository.facts())
+        edited = example_config(shaped).layers
+        inference[shaped.model_id] = measure_generation(shaped, full, edited, asked[:2], trials=2)
     retrieval = []
     for size in sorted(sizes):
         state = fill(state, facts, size, progress)
