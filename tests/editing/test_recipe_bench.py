@@ -1,4 +1,5 @@
 from datetime import date
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from editing.almanac.filler import filling_facts, filling_stream
 from editing.almanac.world import load_world
 from editing.bench.prompt_space import prompt_space
 from editing.bench.recipe import Crowd, bench_lifelong, bench_recipe, best_threshold, gated_configs
-from editing.bench.recipe_speed import measure_recipe_speed
+from editing.bench.recipe_speed import measure_adding, measure_recipe_speed
 from editing.bench.replay import History
 from editing.editors.recipe import EncoderConfig, MetaEdit, RecipeConfig, RecipeEncoder
 from editing.errors import ConfigError
@@ -116,14 +117,10 @@ def test_speed_on_a_small_repository(base, config):
 
 def test_too_few_facts_to_time():
     with pytest.raises(ConfigError, match="too few"):
-        from editing.bench.recipe_speed import measure_adding
-
         measure_adding(None, None, filling_facts(WORLD, 10))
 
 
 def test_prompt_tokens_among_words(base, config):
-    from pathlib import Path
-
     encoder = RecipeEncoder.load(Path(config.encoder), base)
     space = prompt_space(base, encoder, ["The capital of Chad is Oslo", "a b"], words=50)
     assert space.words_N2.shape == (50, 2)
