@@ -12,7 +12,6 @@ from editing.almanac.feed import nightly_changes
 from editing.almanac.meta_edits import AlmanacEdits
 from editing.almanac.world import BELIEF, HORIZON, World, load_world
 from editing.editors.recipe import EncoderConfig, MetaEdit, MetaSource, RecipeEncoder, TrainingConfig
-from editing.editors.recipe.config import SMALL_BACKBONE
 from editing.editors.recipe.training import validate
 from editing.facts import resolve_conflicts
 from editing.models import BaseModel
@@ -27,8 +26,18 @@ SHARES = {
     "generality": "rephrased prompts that do both",
     "locality": "locality prompts that find nothing",
 }
-ALMANAC_ENCODER = EncoderConfig(backbone_config={**SMALL_BACKBONE, "hidden_act": "relu"})
-ALMANAC_TRAINING = TrainingConfig(steps=3000, batch=12, negatives=52, validate_every=200, patience=0)
+ALMANAC_ENCODER = EncoderConfig()
+ALMANAC_TRAINING = TrainingConfig(
+    steps=3000,
+    learning_rate=1.5e-3,
+    warmup_steps=100,
+    batch=24,
+    negatives=40,
+    locality_queries=1,
+    validate_every=250,
+    checkpoint_every=250,
+    patience=0,
+)
 
 
 def measure_encoder(base: BaseModel, encoder: RecipeEncoder, source: MetaSource) -> dict[str, Any]:

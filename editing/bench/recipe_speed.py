@@ -15,7 +15,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
@@ -36,9 +36,9 @@ PUBLISHED_SECONDS_PER_FACT = 0.0078  # median of RECIPE on one edit (arXiv 2405.
 SEGMENT = 20_000  # facts encoded and appended together
 QUESTIONS = 400  # rephrased questions that retrieval is timed and checked with
 NEW_TOKENS = 64
-ADDED = 1_100  # facts that adding is timed with
-CROWD = 10_000  # facts in the repository that generation is timed with
 PROMPTS = 5  # questions that are answered
+
+Result = TypeVar("Result")
 
 
 def measure_recipe_speed(
@@ -48,33 +48,40 @@ def measure_recipe_speed(
     *,
     layers: Sequence[int],
     sizes: Sequence[int] = (100_000, 1_000_000),
+    added: int = 1_100,
+    crowd: int = 10_000,
+    shapes: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Adding, generation with `CROWD` facts, and retrieval at `sizes` rows, as plain JSON types.
+    """Adding `added` facts, generation with `crowd` facts, and retrieval at `sizes` rows, as plain JSON types.
 
     `retrieval_ms_100k`, `retrieval_ms_1m` and `recall` (the lower of the two) are medians and shares
     of `measure_retrieval`; with other `sizes` they are named by those. `generation_overhead` is the
-    Almanac-like base's; `inference` holds both models'. `layers` are those that CoachHooK would edit.
+    base's; `inference` holds also, with `shapes`, that of a model of GPT-2 small's shape. `layers` are
+    those that CoachHooK would edit.
     """
     start = Recipe().start(base, config)
-    first = list(islice(facts, ADDED))
-    found: dict[str, Any] = measure_adding(base, start, first)
-    state = fill(start, chain(first, facts), CROWD, progress)
-    asked = [fact.question for fact in state.repository.facts(range(0, CROWD, CROWD // PROMPTS))]
+    first = list(islice(facts, added))
+    found: dict[str, Any] = measure_adding(base, start, first, batch=min(256, added // 2))
+    state = fill(start, chain(first, facts), crowd, progress)
+    asked = [fact.question for fact in state.repository.facts(range(0, crowd, crowd // PROMPTS))]
     inference = {base.model_id: measure_generation(base, state, layers, asked)}
-    shaped, full = shaped_like_gpt2(state.repository.facts())
-    inference[shaped.model_id] = measure_generation(shaped, full, example_config(shaped).layers, asked[:2], trials=2)
+    if shapes:
+        shaped, full = shaped_like_gpt2(state.repository.facts())
+        edited = example_config(shaped).layers
+        inference[shaped.model_id] = measure_generation(shaped, full, edited, asked[:2], trials=2)
     retrieval = []
     for size in sorted(sizes):
         state = fill(state, facts, size, progress)
-        retrieval.append(measure_retrieval(state, exact_rows=config.exact_rows))
+        seconds, indexed = _timed_result(lambda state=state: with_index(state))
+        retrieval.append({**measure_retrieval(indexed), "index_seconds": seconds})
         found[f"retrieval_ms_{_short(size)}"] = retrieval[-1]["ms"]
     return {
         **found,
         "recall": min(row["recall"] for row in retrieval),
         "generation_overhead": inference[base.model_id]["generation_overhead"],
         "retrieval": retrieval,
-        "opening": measure_opening(base, state),
+        "opening": measure_opening(base, indexed),
         "inference": inference,
         "model": base.model_id,
         "threads": torch.get_num_threads(),
@@ -125,22 +132,27 @@ def fill(state: RecipeState, facts: Iterator[FactChange], rows: int, progress: P
 
 
 @torch.no_grad()
-def measure_retrieval(state: RecipeState, *, exact_rows: int, seed: int = 0) -> dict[str, float]:
-    """One question at a time on one core, after an index was built over the state's rows.
+def with_index(state: RecipeState) -> RecipeState:
+    """The state with the index that `apply` would have built over its rows."""
+    config, encoder = state.config, state.encoder
+    repository = state.repository.indexed(
+        config.exact_rows, config.recall, lambda some: encoder.query([fact.question for fact in some])
+    )
+    return replace(state, repository=repository)
+
+
+@torch.no_grad()
+def measure_retrieval(state: RecipeState, *, seed: int = 0) -> dict[str, float]:
+    """One question at a time on one core.
 
     `ms` is the median search, `ms_with_encoding` that of encoding the question too, in milliseconds; `recall` the
     share of `QUESTIONS` rephrased questions whose best row by exact search is found.
     """
-    config, encoder = state.config, state.encoder
+    encoder, indexed = state.encoder, state.repository
     rng = np.random.default_rng(seed)
-    facts = state.repository.facts(np.sort(rng.choice(len(state.repository), QUESTIONS, replace=False)))
+    facts = indexed.facts(np.sort(rng.choice(len(indexed), QUESTIONS, replace=False)))
     questions = [fact.paraphrases[int(rng.integers(len(fact.paraphrases)))] for fact in facts]
     queries_QR = encoder.query(questions)
-    began = time.perf_counter()
-    indexed = state.repository.indexed(
-        exact_rows, config.recall, lambda some: encoder.query([fact.question for fact in some])
-    )
-    built = time.perf_counter() - began
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -156,7 +168,6 @@ def measure_retrieval(state: RecipeState, *, exact_rows: int, seed: int = 0) -> 
         "ms": 1e3 * statistics.median(searched),
         "ms_with_encoding": 1e3 * statistics.median(asked),
         "recall": float((found_Q == truth_Q).mean()),
-        "index_seconds": built,
     }
 
 
@@ -235,6 +246,10 @@ def shaped_like_gpt2(facts: Sequence[FactChange]) -> tuple[BaseModel, RecipeStat
 
 
 def _timed(work: Callable[[], Any]) -> float:
+    return _timed_result(work)[0]
+
+
+def _timed_result(work: Callable[[], Result]) -> tuple[float, Result]:
     began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    result = work()
+    return time.perf_counter() - began, result
