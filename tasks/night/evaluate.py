@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from editing.errors import SuiteError
-from editing.evals.edits import EDIT_METRICS, EDITS_VERSION, RELIABILITY, AppliedFact, edit_suite
+from editing.evals.edits import EDIT_METRICS, EDITS_VERSION, RELIABILITY, AppliedFact, edit_suite, without_edited
 from editing.evals.gate import Decision, Verdict, decide
 from editing.evals.policy import Policy
 from editing.evals.probes import GENERATED, ProbeSuite
@@ -106,7 +106,15 @@ def policy_of(space: Workspace, suites: list[Suite]) -> Policy:
 def _tonights_suites(space: Workspace, work: NightWork, base_scorer: Scorer) -> Iterator[Suite]:
     """Tonight's edits, a sample of earlier nights', and the configured suites."""
     yield from edit_suites(space, work, space.ledger.facts(applied_facts(space, work)), base_scorer)
-    yield from configured_suites(space.settings)
+    yield from standing_suites(space, work)
+
+
+def standing_suites(space: Workspace, work: NightWork) -> list[Suite]:
+    """The configured suites, without the items whose answer a fact of tonight or of an earlier night replaces."""
+    gone = {fact for _, fact in work.retract}
+    earlier = [fact for fact in space.ledger.facts_in_state(work.parent) if fact.fact_id not in gone]
+    holding = [*earlier, *space.ledger.facts(work.facts)]
+    return [without_edited(suite, holding) for suite in configured_suites(space.settings)]
 
 
 def edit_suites(

@@ -17,10 +17,9 @@ from editing.evals.suite import Suite, evaluate
 from editing.storage import read_json, write_json
 from tasks.faults import checkpoint
 from tasks.night.edit import applied_facts, edit_step, resume
-from tasks.night.evaluate import EDITS, RETENTION, VERDICT_FILE, edit_suites
+from tasks.night.evaluate import EDITS, RETENTION, VERDICT_FILE, edit_suites, standing_suites
 from tasks.night.plan import NightWork
 from tasks.progress import reporter
-from tasks.suites import configured_suites
 from tasks.workspace import Workspace
 
 TRIALS = "trials"
@@ -115,7 +114,7 @@ def _restricted_suites(space: Workspace, work: NightWork, part: NightWork, polic
             yield edits.without("not applied in this trial", lambda item: _is_about_another(item, inside))
         if RETENTION in wanted:
             yield retention
-    for suite in configured_suites(space.settings):
+    for suite in standing_suites(space, work):
         if suite.name in wanted:
             yield _with_metrics(suite, wanted[suite.name])
 

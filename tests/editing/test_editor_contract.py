@@ -361,10 +361,11 @@ def test_the_scope_tells_what_fires(tiny_base, edited, batches, method):
     state = edited(method, 1)
     rows = [(tuple(base.tokenizer(text)["input_ids"]), ()) for text in [f.question for f in batches[0].facts]]
     rows.append((tuple(base.tokenizer("People of old elected")["input_ids"]), ()))
-    *asked, other = editor.read_scope(base, state, rows, batch_size=2)
-    assert all(0 < reading.touched <= reading.tokens and reading.margin >= 0 for reading in asked)
-    assert (other.touched, other.tokens) == (0, len(rows[-1][0]))
-    assert other.lead < 0
+    readings = editor.read_scope(base, state, rows, batch_size=2)
+    assert [reading.tokens for reading in readings] == [len(prompt) for prompt, _ in rows]
+    assert all((reading.touched > 0) == (reading.lead >= 0) for reading in readings)
+    *asked, _ = readings
+    assert all(0 < reading.touched <= reading.tokens for reading in asked)
     if method == "recipe":
         assert [reading.fact_id for reading in asked] == [fact.fact_id for fact in batches[0].facts]
     assert editor.read_scope(base, state, [], batch_size=2) == []

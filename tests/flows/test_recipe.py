@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from editing.editors.recipe import RecipeEncoder
+from flows.night import NightConfig, night
 from flows.recipe import train_encoder
+from tasks.ask import ask
 from tasks.errors import LeaseHeldError
+from tasks.explain import explain
 from tasks.feed.schema import write_feed
 from tasks.recipe.plan import EncoderError, plan_training
 from tasks.recipe.registry import encoder_registry
