@@ -21,8 +21,8 @@ from editing.errors import StateError
 from editing.storage import link_file, replace_file
 
 PROPOSED = 8  # rows that an index proposes beyond those asked for; exact scores choose among them
-POINTS_PER_LIST = 64  # rows per list that the lists' centres are found from
-ROUNDS = 10
+POINTS_PER_LIST = 40  # rows per list that the lists' centres are found from
+ROUNDS = 8
 
 
 @contextmanager
@@ -61,7 +61,7 @@ class IndexPart:
         `queries_BR` are representations of real questions; what exact search finds for them is the truth.
         """
         rows, width = knowledge_NR.shape
-        lists = max(1, min(round(4 * rows**0.5), rows // 39 or 1))
+        lists = max(1, min(round(2 * rows**0.5), rows // 39 or 1))
         quantizer = faiss.IndexFlatIP(width)
         index = faiss.IndexIVFScalarQuantizer(
             quantizer, width, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
