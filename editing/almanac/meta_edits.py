@@ -44,8 +44,8 @@ class AlmanacEdits:
         self.edited = frozenset(change.subject for changes in nights for change in changes)
         others = sorted(set(world.subjects) - self.edited)
         self.held_out = frozenset(random.Random(seed).sample(others, round(HELD_OUT * len(others))))
-        names = "|".join(map(re.escape, sorted(self.evaluation, key=len, reverse=True)))
-        self._evaluation_names = re.compile(rf"\b(?:{names})\b")
+        either = "|".join(map(re.escape, sorted(self.evaluation, key=len, reverse=True)))
+        self._evaluation_names = re.compile(rf"\b(?:{either})\b")
         self._training = _Pool(world, [subject for subject in others if subject not in self.held_out])
         self._validation = _Pool(world, sorted(self.held_out))
         self._relations: dict[str, list[str]] = {}
