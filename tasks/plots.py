@@ -58,9 +58,14 @@ def retention_by_age(groups: Mapping[str, tuple[float, int]]) -> Figure:
 def prompt_tokens(space: PromptSpace) -> Figure:
     """Prompt tokens by their place, among word embeddings, in the plane of the first two principal components."""
     figure, axes = _axes("Prompt tokens among word embeddings (PCA of directions)")
-    axes.scatter(*space.words_N2.T, s=3, color=COLOURS[5], alpha=0.35, linewidths=0, label="words")
+    axes.scatter(
+        space.words_N2[:, 0], space.words_N2[:, 1], s=3, color=COLOURS[5], alpha=0.35, linewidths=0, label="words"
+    )
     for place, colour in zip(range(space.prompts_NP2.shape[1]), COLOURS, strict=False):
-        axes.scatter(*space.prompts_NP2[:, place].T, s=6, color=colour, linewidths=0, label=f"prompt token {place + 1}")
+        points_N2 = space.prompts_NP2[:, place]
+        axes.scatter(
+            points_N2[:, 0], points_N2[:, 1], s=6, color=colour, linewidths=0, label=f"prompt token {place + 1}"
+        )
     axes.set_xlabel(f"component 1 ({space.explained[0]:.0%} of the variance)")
     axes.set_ylabel(f"component 2 ({space.explained[1]:.0%})")
     axes.legend(frameon=False, fontsize=8, markerscale=2)

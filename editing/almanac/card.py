@@ -24,7 +24,7 @@ MODEL = Path(__file__).parent / "model"
 FIGURES = "figures.json"
 BARE = {"shots": 0, "form": "bare"}  # the model is too small for examples and headers
 ANSWER_TOKENS = 16
-RECIPE = {"encoder": "../encoder"}  # beside the model's folder
+RECIPE = {"encoder": "../encoder", "asked": "last_question"}  # the encoder lies beside the model's folder
 COACHHOOK = {"moment_weight": 200.0, "optimise_over": "rephrases"}  # as measured with `errata bench coachhook`
 
 

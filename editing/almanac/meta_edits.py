@@ -24,6 +24,7 @@ HELD_OUT = 0.1  # share of the subjects that no feed edits
 INVENTED = 0.65  # share of invented subjects among those drawn
 FIRST_PHRASING = 0.5  # share of statements in the wording that feeds use
 RELATIONS = (1, 1, 2, 3)  # of one subject, drawn evenly
+DATED = 0.65  # share of subjects whose first relation is one that feeds change
 TWINS = 0.35  # share of subjects that come with one of nearly the same name
 WORDED = 0.5  # share of invented names that are made of real words
 NEAR = 0.6  # share of same-relation locality prompts about a subject of nearly the same name
@@ -43,8 +44,8 @@ class AlmanacEdits:
         self.edited = frozenset(change.subject for changes in nights for change in changes)
         others = sorted(set(world.subjects) - self.edited)
         self.held_out = frozenset(random.Random(seed).sample(others, round(HELD_OUT * len(others))))
-        names = "|".join(map(re.escape, sorted(self.evaluation, key=len, reverse=True)))
-        self._evaluation_names = re.compile(rf"\b(?:{names})\b")
+        either = "|".join(map(re.escape, sorted(self.evaluation, key=len, reverse=True)))
+        self._evaluation_names = re.compile(rf"\b(?:{either})\b")
         self._training = _Pool(world, [subject for subject in others if subject not in self.held_out])
         self._validation = _Pool(world, sorted(self.held_out))
         self._relations: dict[str, list[str]] = {}
@@ -88,8 +89,7 @@ class AlmanacEdits:
             cluster = [subject]
             if rng.random() < TWINS:
                 cluster.append(self._near(subject, kind, rng))
-            known = self._relations[kind]
-            relations = rng.sample(known, min(rng.choice(RELATIONS), len(known)))
+            relations = self._some_relations(kind, rng)
             for name in cluster:
                 kinds[name] = kind
                 for relation in relations:
@@ -103,6 +103,15 @@ class AlmanacEdits:
             return self._invented(kind, rng), kind
         subject = rng.choice(real.subjects)
         return subject, self.world.subjects[subject]
+
+    def _some_relations(self, kind: str, rng: random.Random) -> list[str]:
+        """One to three relations of the kind; the first is more often one whose facts change than not."""
+        steady = self.world.static_relations
+        known = self._relations[kind]
+        dated = rng.random() < DATED
+        first = rng.choice([name for name in known if (name in steady) != dated])
+        others = [name for name in known if name != first]
+        return [first, *rng.sample(others, min(rng.choice(RELATIONS) - 1, len(others)))]
 
     def _invented(self, kind: str, rng: random.Random) -> str:
         while True:

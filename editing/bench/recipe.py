@@ -18,6 +18,7 @@ import torch
 from editing.bench.replay import EDITS, History, bench_replay, scores_of, taught
 from editing.editors.base import Progress
 from editing.editors.recipe import MetaSource, Recipe, RecipeConfig, RecipeEncoder, RecipeState
+from editing.editors.recipe.config import Gate
 from editing.editors.recipe.editor import encoder_folder
 from editing.evals.edits import AppliedFact
 from editing.evals.probes import GENERATED, TEACHER_FORCED, Probe, ProbeSuite, freeze
@@ -26,7 +27,7 @@ from editing.evals.suite import Suite, evaluate
 from editing.facts import FactChange, make_batches
 from editing.models import BaseModel
 
-GATES = {"sentinel": "sentinel", "no_sentinel": "none", "fixed_threshold": "fixed"}
+GATES: dict[str, Gate] = {"sentinel": "sentinel", "no_sentinel": "none", "fixed_threshold": "fixed"}
 COUNTS = (1, 10, 100, 1_000, 10_000)
 ASKED = 200  # facts asked at each count, and rephrasings, and prompts that must stay
 BATCH = 1_000  # facts applied together on the way to thousands

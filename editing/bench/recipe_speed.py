@@ -73,7 +73,7 @@ def measure_recipe_speed(
     retrieval = []
     for size in sorted(sizes):
         state = fill(state, facts, size, progress)
-        seconds, indexed = _timed_result(lambda state=state: with_index(state))
+        seconds, indexed = _timed_result(with_index, state)
         retrieval.append({**measure_retrieval(indexed), "index_seconds": seconds})
         found[f"retrieval_ms_{_short(size)}"] = retrieval[-1]["ms"]
     return {
@@ -106,9 +106,9 @@ def measure_adding(
         raise ConfigError(f"{len(facts)} facts are too few for {alone} alone and a batch of {batch}; give more")
     editor = Recipe()
     editor.apply(base, state, EditBatch(tuple(facts[:batch])))
-    singles = [_timed(lambda fact=fact: editor.apply(base, state, EditBatch((fact,)))) for fact in facts[:alone]]
+    singles = [_timed(editor.apply, base, state, EditBatch((fact,))) for fact in facts[:alone]]
     batches = [tuple(facts[start : start + batch]) for start in range(alone, alone + rounds * batch, batch)]
-    batched = [_timed(lambda chunk=chunk: editor.apply(base, state, EditBatch(chunk))) / batch for chunk in batches]
+    batched = [_timed(editor.apply, base, state, EditBatch(chunk)) / batch for chunk in batches]
     return {
         "add_speedup": statistics.mean(singles) / statistics.mean(batched),
         "add_seconds_per_fact": statistics.median(batched),
@@ -157,8 +157,8 @@ def measure_retrieval(state: RecipeState, *, seed: int = 0) -> dict[str, float]:
     torch.set_num_threads(1)
     try:
         indexed.search(queries_QR[:1])
-        searched = [_timed(lambda row=row: indexed.search(queries_QR[row : row + 1])) for row in range(QUESTIONS)]
-        asked = [_timed(lambda text=text: indexed.search(encoder.query([text]))) for text in questions]
+        searched = [_timed(indexed.search, queries_QR[row : row + 1]) for row in range(QUESTIONS)]
+        asked = [_timed(_look_up, indexed, encoder, text) for text in questions]
     finally:
         torch.set_num_threads(threads)
     truth_Q = _exact_rows(indexed, queries_QR)
@@ -175,11 +175,9 @@ def measure_opening(base: BaseModel, state: RecipeState) -> dict[str, float]:
     """Seconds to save the state, to open it again with every digest verified, and to answer a first question."""
     editor = Recipe()
     with tempfile.TemporaryDirectory() as folder:
-        saved = _timed(lambda: editor.save(state, Path(folder)))
-        began = time.perf_counter()
-        opened = editor.load(Path(folder), base)
-        loaded = time.perf_counter() - began
-        first = _timed(lambda: editor.explain(base, opened, opened.repository.fact_at(0).question))
+        saved = _timed(editor.save, state, Path(folder))
+        loaded, opened = _timed_result(editor.load, Path(folder), base)
+        first = _timed(editor.explain, base, opened, opened.repository.fact_at(0).question)
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     return {"save_seconds": saved, "open_seconds": loaded, "first_question_seconds": first, "bytes": size}
 
@@ -217,7 +215,7 @@ def measure_generation(
         for prompt in prompts:
             for name, way in ways.items():
                 with way(), _never_ending(base):
-                    spent = _timed(lambda prompt=prompt: generate_greedy(base, [prompt], NEW_TOKENS, stop=()))
+                    spent = _timed(generate_greedy, base, [prompt], NEW_TOKENS, stop=())
                 if trial:
                     seconds[name].append(spent)
     medians = {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
@@ -245,11 +243,15 @@ def shaped_like_gpt2(facts: Sequence[FactChange]) -> tuple[BaseModel, RecipeStat
     return base, fill(state, iter(facts), len(facts))
 
 
-def _timed(work: Callable[[], Any]) -> float:
-    return _timed_result(work)[0]
+def _look_up(repository: Repository, encoder: RecipeEncoder, text: str) -> Any:
+    return repository.search(encoder.query([text]))
 
 
-def _timed_result(work: Callable[[], Result]) -> tuple[float, Result]:
+def _timed(work: Callable[..., Any], *arguments: Any, **options: Any) -> float:
+    return _timed_result(work, *arguments, **options)[0]
+
+
+def _timed_result(work: Callable[..., Result], *arguments: Any, **options: Any) -> tuple[float, Result]:
     began = time.perf_counter()
-    result = work()
+    result = work(*arguments, **options)
     return time.perf_counter() - began, result

@@ -57,7 +57,7 @@ def plan_training() -> EncoderPlan:
     shipped = wanted.edits is None and space.settings.model.id == ALMANAC
     encoder = {**(ALMANAC_ENCODER.to_dict() if shipped else {}), **wanted.encoder}
     training = {**(ALMANAC_TRAINING.to_dict() if shipped else {}), **wanted.training}
-    content = {
+    content: dict[str, Any] = {
         "base": space.base.fingerprint,
         "tokenizer": space.base.tokenizer_hash,
         "encoder": EncoderConfig.from_dict(encoder).to_dict(),

@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 
 from editing.almanac.recipe import measure_encoder, write_card
 from editing.editors.recipe import RecipeEncoder
+from editing.errors import StateError
 from editing.storage import read_json
 from tasks.artifacts import show_link, show_table
 from tasks.faults import checkpoint
@@ -70,7 +71,7 @@ def measure(plan: EncoderPlan, folder: str) -> None:
 def register(plan: EncoderPlan, folder: str) -> TrainedEncoder:
     """Register the encoder's files as a version; the version that has them already, if one does."""
     space = open_workspace()
-    figures = read_json(Path(folder) / FIGURES, EncoderError)
+    figures = read_json(Path(folder) / FIGURES, StateError)
     digest = RecipeEncoder.load(Path(folder), space.base).digest
     registry = encoder_registry(space)
     tags = {"errata.base_fingerprint": space.base.fingerprint, TRAINING_TAG: plan.key}

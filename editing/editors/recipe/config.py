@@ -127,6 +127,7 @@ class TrainingConfig(_Settings):
     contrastive_weight: Annotated[float, "of finding a query's own knowledge"] = 1.0
     sentinel_weight: Annotated[float, "of preferring the sentinel to foreign knowledge"] = 1.0
     locality_queries: Annotated[int, "locality queries drawn per edit and step"] = 2
+    locality_edits: Annotated[int, "edits per step at most whose locality queries go through the language model"] = 24
     precision: Annotated[Precision, "of the forward passes: float32, or bfloat16 by autocast"] = "float32"
     validate_every: Annotated[int, "steps between validations"] = 100
     patience: Annotated[int, "validations without a better score before training stops; 0: never"] = 5
@@ -159,6 +160,7 @@ class TrainingConfig(_Settings):
                 "margin": (1.0, 1e9),
                 "temperature": (1e-6, 1e6),
                 "locality_queries": (1, 1000),
+                "locality_edits": (1, 10**6),
                 "validate_every": (1, 10**8),
                 "patience": (0, 10**6),
                 "stop_score": (0.0, 2.0),

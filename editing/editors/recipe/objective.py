@@ -101,7 +101,7 @@ def edit_losses(
     count = len(knowledge_BR)
     prompts_BPD = encoder.prompts(knowledge_BR)
     targets = [edit.target for edit in batch.edits[:count]]
-    owners = torch.tensor([edit for edit in batch.locality_edit if edit < count])
+    owners = torch.tensor([edit for edit in batch.locality_edit if edit < min(count, config.locality_edits)])
     asked = AskedRows.targets(base, [*batch.reliability[:count], *batch.generality[:count]], targets * 2)
     kept = AskedRows.ends(base, batch.locality[: len(owners)])
     rows = AskedRows(
