@@ -109,9 +109,9 @@ class Explanation:
 class ScopeReading:
     """How far a state's edits reach into one text.
 
-    `touched` of its `tokens` are computed otherwise than by the base; a text with none gets the base's logits. `score` is the highest that an
-    edit reached and `threshold` what it had to reach, both in the method's own unit; `fact_id` is
-    the edit that answered, from a method that answers by one.
+    `touched` of its `tokens` are computed otherwise than by the base; a text with none gets the base's
+    logits. `score` is the highest that an edit reached and `threshold` what it had to reach, both in the
+    method's own unit; `fact_id` is the edit that answered, from a method that answers by one.
     """
 
     tokens: int
