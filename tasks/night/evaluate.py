@@ -110,10 +110,12 @@ def _tonights_suites(space: Workspace, work: NightWork, base_scorer: Scorer) -> 
 
 
 def standing_suites(space: Workspace, work: NightWork) -> list[Suite]:
-    """The configured suites, without the items whose answer a fact of tonight or of an earlier night replaces."""
+    """The configured suites, without the items whose answer a fact of an earlier night has replaced.
+
+    Tonight's facts excuse nothing: a poisoned row would take out the very items that show its harm.
+    """
     gone = {fact for _, fact in work.retract}
-    earlier = [fact for fact in space.ledger.facts_in_state(work.parent) if fact.fact_id not in gone]
-    holding = [*earlier, *space.ledger.facts(work.facts)]
+    holding = [fact for fact in space.ledger.facts_in_state(work.parent) if fact.fact_id not in gone]
     return [without_edited(suite, holding) for suite in configured_suites(space.settings)]
 
 
