@@ -69,13 +69,15 @@ def test_the_edit_prompt_is_reached_and_what_is_reported_is_what_is_served(edite
 
 def test_reach_adds_up_by_kind(edited):
     base, applied = edited
-    rows = {row.kind: row for row in reach(base, applied.state, asked_kinds([FACT]), batch_size=2)}
+    kinds = asked_kinds([FACT])
+    rows = {kind: reach(kind, readings(base, applied.state, kinds[kind], batch_size=2)) for kind in kinds}
     assert set(rows) == {"edit prompts", "rephrases", "same subject", "other subjects"}
     assert rows["edit prompts"].hits == 1
     assert 0 < rows["edit prompts"].tokens <= 1
     assert rows["edit prompts"].scalars()["edit prompts/hits"] == 1
     if applied.state.config.scope == "always":
-        assert all(row.tokens == 1 for row in rows.values())
+        assert all((row.tokens, row.margin) == (1, None) for row in rows.values())
+        assert "edit prompts/margin" not in rows["edit prompts"].scalars()
     else:
         assert all(row.low <= row.margin <= row.high for row in rows.values())
         gauges = get_editor("coachhook").gauges(applied.state)

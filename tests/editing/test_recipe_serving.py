@@ -9,6 +9,7 @@ from editing.editors import get_editor
 from editing.editors.base import continuation_from
 from editing.editors.recipe.asked import AskedText, user_turn
 from editing.editors.recipe.prompted import AskedRows
+from editing.editors.recipe.retrieval import retrieve
 from editing.errors import StateError
 from editing.models import ARCHITECTURES
 from editing.tokenisation import encode_prompts
@@ -77,7 +78,9 @@ def test_shots_do_not_ask(tiny_base, edited, batches):
     base = tiny_base("gpt2")
     state = edited("recipe", 1)
     state = dataclasses.replace(state, config=dataclasses.replace(state.config, asked="last_question"))
-    fact, other = batches[0].facts[0], "What is 2 + 3?"
+    fact, others = batches[0].facts[0], ["What is 2 + 3?", "People elected", "In the year of the flood", "Now"]
+    found = retrieve(state, others)
+    other = next(text for text, used in zip(others, found.used, strict=True) if not used)
     prompts = [f"{fact.question} {fact.target}\n\n{other}", f"{other} 5\n\n{fact.question}"]
     plain = [base.model(**encode_prompts(base.tokenizer, [prompt])).logits for prompt in prompts]
     lookups = []
