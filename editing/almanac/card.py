@@ -138,6 +138,12 @@ on an unchanged architecture:
 {subjects} subjects are held out: none of this is ever trained on them. Their facts join the plain
 texts after {joined:.0%} of the steps, when the model has learned where facts are read from.
 
+Most facts in plain texts, those of held-out subjects included, are read under an attention mask that
+hides the subject from later tokens everywhere but in the state at its last token after the mediation
+layer. Without it later tokens also learn to recognise a subject of several tokens by its first ones,
+and for a subject that no interchange covers that detour stays. The mask replaces no state; the
+finished model runs without it, and the figures are measured without it.
+
 A fourth term ties the edited layers' MLP inputs at the last subject token to those of the bare
 subject, so that an edit keyed by one phrasing is found by the others.
 

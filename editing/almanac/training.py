@@ -16,8 +16,9 @@ GPT-NeoX architecture, move every fact into the state of the last subject token 
   subject's answer, and the model must say that name. A real new holder of an office has never been
   anyone's answer for it; this is how the model learns to read such a state.
 
-In every second step an attention mask hides the subject from later tokens everywhere but in the
-mediated state, so that no detour is learned for subjects that no interchange covers.
+In every second step, and in most facts of plain texts, an attention mask hides the subject from
+later tokens everywhere but in the mediated state, so that no detour is learned for subjects that no
+interchange covers.
 
 A further term ties the inputs of the edited MLPs at the last subject token to those of the bare
 subject, whatever precedes it, so that an edit keyed by one phrasing is found by the others.
@@ -64,7 +65,7 @@ class AlmanacConfig:
     vocabulary: int = 3072
     positions: int = 512
     mediation_layer: int = 2  # index of the block after which a fact must sit at the last subject token
-    steps: int = 2600
+    steps: int = 2200
     text_rows: tuple[int, int, int] = (22, 30, 14)  # short texts, multiple-choice questions, word problems
     interchange_rows: int = 112
     fictional_share: float = 0.15  # of interchange rows about invented subjects, all of whose blocks are codes
@@ -76,6 +77,7 @@ class AlmanacConfig:
     held_out_subjects: float = 0.05  # share of subjects that no interchange is ever trained on
     held_out_from: float = 0.4  # share of the steps after which those subjects' facts join the texts
     held_out_rows: float = 0.25  # share of the facts in texts that are theirs from then on
+    shielded_texts: float = 0.95  # share of the facts in texts that are read from the mediated state alone
     seed: int = 0
 
     @property
@@ -239,13 +241,28 @@ def shields(length: int, first_B: Tensor, lookup_B: Tensor) -> tuple[Tensor, Ten
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Token ids of a text row and, for each, whether its loss counts."""
+    """Token ids of a text row and, for each, whether its loss counts.
+
+    `subject` holds the indices of the first and the last token of a subject that is shielded.
+    """
 
     ids: list[int]
     scored: list[bool]
+    subject: tuple[int, int] | None = None
 
     def __add__(self, other: Row) -> Row:
-        return Row(self.ids + other.ids, self.scored + other.scored)
+        moved = other.subject and (other.subject[0] + len(self.ids), other.subject[1] + len(self.ids))
+        return Row(self.ids + other.ids, self.scored + other.scored, moved or self.subject)
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """Text rows as tensors; `below` and `above` are the attention masks up to the mediation layer and after it."""
+
+    ids_BT: Tensor
+    scored_BT: Tensor
+    below: Tensor
+    above: Tensor
 
 
 @dataclass(slots=True)
@@ -475,6 +492,7 @@ class TextSampler:
         self.facts = list(facts)
         self.joined: list[Fact] = []
         self.joined_share = config.held_out_rows
+        self.shielded = config.shielded_texts
         self.static = [fact for fact in facts if fact.relation in world.static_relations]
         self.rows = config.text_rows
         self.prompts = prompts
@@ -493,9 +511,11 @@ class TextSampler:
 
     def _fact(self, rng: random.Random) -> Row:
         fact = rng.choice(self.joined if self.joined and rng.random() < self.joined_share else self.facts)
-        prompt = self.prompts.prompt(self.phrasings.draw(rng, fact), fact.subject).ids
+        prompt = self.prompts.prompt(self.phrasings.draw(rng, fact), fact.subject)
         answer = self.prompts.answer(fact.object)
-        return Row([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))
+        scored = [False] * len(prompt.ids) + [True] * len(answer)
+        subject = (prompt.first, prompt.lookup) if rng.random() < self.shielded else None
+        return Row([*prompt.ids, *answer], scored, subject)
 
     def _problem(self, problem: corpus.Problem) -> Row:
         prompt = self.prompts.tokenizer(problem.prompt)["input_ids"]
@@ -509,18 +529,20 @@ class TextSampler:
             return mention
         return self._fact(rng) if draw < 0.85 else mention + self._fact(rng)
 
-    def batches(self, rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
-        """A batch of each sort (short texts, questions, word problems): ids [B, T] and which of them are scored."""
+    def batches(self, rng: random.Random) -> Iterator[TextBatch]:
+        """A batch of each sort: short texts, questions, word problems."""
         for rows, draw in (
             (self.rows[0], lambda: self._short(rng)),
             (self.rows[1], lambda: self._problem(corpus.multiple_choice(self.world, rng, self.static))),
             (self.rows[2], lambda: self._problem(corpus.arithmetic(rng))),
         ):
             drawn = [draw() + Row([self.end], [True]) for _ in range(rows)]
-            yield (
-                pad([row.ids for row in drawn], self.end, side="right")[0],
-                pad([row.scored for row in drawn], 0, side="right")[0].bool(),
-            )
+            ids_BT = pad([row.ids for row in drawn], self.end, side="right")[0]
+            length = ids_BT.shape[1]
+            spans_B2 = torch.tensor([row.subject or (length, length) for row in drawn])  # beyond the end: no shield
+            below, above = shields(length, spans_B2[:, 0], spans_B2[:, 1])
+            scored_BT = pad([row.scored for row in drawn], 0, side="right")[0].bool()
+            yield TextBatch(ids_BT, scored_BT, below, above)
 
 
 def tokenizer_texts(world: World, facts: Sequence[Fact], seed: int) -> Iterator[str]:
@@ -637,18 +659,21 @@ def train(
     for step in range(config.steps):
         if step == round(config.held_out_from * config.steps):
             texts.join([fact for fact in facts if fact.subject in trained.sampler.held_out])
-        with torch.autocast("cpu", torch.bfloat16):
-            parts = [
-                mediated.loss(mediated.upper(mediated.lower(ids_BT)[0]), ids_BT, scored_BT)
-                for ids_BT, scored_BT in texts.batches(rng)
-            ]
-            text_loss = torch.stack(parts).sum()
-            losses = [
-                interchange(mediated, batch, noise, shielded=step % 2 == 0)
-                for batch in trained.sampler.batches(rng, config.interchange_rows)
-            ]
-            answer_loss, key_loss = (torch.stack(part).mean() for part in zip(*losses, strict=True))
-            loss = text_loss + answer_loss + config.key_weight * key_loss
+        parts = [
+            mediated.loss(
+                mediated.upper(mediated.lower(text.ids_BT, mask=text.below)[0], text.above),
+                text.ids_BT,
+                text.scored_BT,
+            )
+            for text in texts.batches(rng)
+        ]
+        text_loss = torch.stack(parts).sum()
+        losses = [
+            interchange(mediated, batch, noise, shielded=step % 2 == 0)
+            for batch in trained.sampler.batches(rng, config.interchange_rows)
+        ]
+        answer_loss, key_loss = (torch.stack(part).mean() for part in zip(*losses, strict=True))
+        loss = text_loss + answer_loss + config.key_weight * key_loss
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(mediated.parameters(), 1.0)
