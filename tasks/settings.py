@@ -30,7 +30,7 @@ ALMANAC = "almanac"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5080  # of the pages that `errata ui` starts
 _OPEN_ENDED = ("EDITOR__OPTIONS", "GATE__POLICY", "EVALUATION__SUITES", "RECIPE__ENCODER", "RECIPE__TRAINING")
 SUITE_PATHS = ("shots_from", "references")  # options of suites that name files
-PATHS = (("feed", "landing"), ("statistics", "corpus"), ("recipe", "edits"))
+PATHS = (("feed", "landing"), ("statistics", "corpus"), ("recipe", "edits"), ("recipe", "initial"))
 # Prefect's pages keep every log line; only the terminal is spared.
 QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -103,6 +103,7 @@ class RecipeSettings(Section):
     edits: Path | None = Field(None, description="Facts to train on, in any format of feeds; the Almanac has its own.")
     without: list[Path] = Field(default_factory=list, description="Files whose subjects are not trained on.")
     held_out: float = Field(0.1, gt=0, lt=1, description="Share of the file's subjects that validation is on.")
+    initial: Path | None = Field(None, description="Folder of an encoder for this base to begin with.")
     encoder: dict[str, Any] = Field(default_factory=dict, description="Fields of the encoder's config.")
     training: dict[str, Any] = Field(default_factory=dict, description="Fields of the training's config.")
 
@@ -290,7 +291,9 @@ def load_settings(**changes: Any) -> Settings:
     for section, field in PATHS:
         table = getattr(settings, section)
         if (path := getattr(table, field)) is not None:
-            placed[section] = table.model_copy(update={field: (root / path.expanduser()).resolve()})
+            placed[section] = placed.get(section, table).model_copy(
+                update={field: (root / path.expanduser()).resolve()}
+            )
     recipe = placed.get("recipe", settings.recipe)
     without = [(root / path.expanduser()).resolve() for path in recipe.without]
     placed["recipe"] = recipe.model_copy(update={"without": without})

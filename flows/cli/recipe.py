@@ -26,6 +26,7 @@ def train(
     without: Annotated[
         list[Path] | None, typer.Option(help="Facts whose subjects must not be trained on: evaluations, feeds.")
     ] = None,
+    initial: Annotated[Path | None, typer.Option(help="Folder of an encoder whose weights to begin with.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps at most; default: the settings'.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(min=1, max=5, help="Prompt tokens of a fact.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Also copy the encoder and its card here.")] = None,
@@ -46,6 +47,7 @@ def train(
     changes: dict[str, Any] = {
         "edits": edits and edits.resolve(),
         "without": [path.resolve() for path in without] if without else None,
+        "initial": initial and initial.resolve(),
         "training": {**settings.training, "steps": steps} if steps else None,
         "encoder": {**settings.encoder, "prompt_tokens": prompt_tokens} if prompt_tokens else None,
     }

@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from editing.almanac.meta_edits import AlmanacEdits
 from editing.almanac.recipe import ALMANAC_ENCODER, ALMANAC_TRAINING
 from editing.almanac.world import load_world
-from editing.editors.recipe import EncoderConfig, MetaSource, TrainingConfig
+from editing.editors.recipe import EncoderConfig, MetaSource, RecipeEncoder, TrainingConfig
 from editing.editors.recipe.fact_edits import FactEdits
 from editing.storage import canonical_json
 from tasks.errors import TasksError
@@ -31,12 +31,14 @@ class EncoderError(TasksError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EncoderPlan:
-    """One training: both configs as plain JSON types, the edits, and the `key` over all that decides the weights."""
+    """One training: both configs as plain JSON types, the edits, the encoder that it begins with (None: at random),
+    and the `key` over all that decides the weights."""
 
     key: str
     encoder: Mapping[str, Any]
     training: Mapping[str, Any]
     edits: str
+    initial: str | None
 
     @property
     def encoder_config(self) -> EncoderConfig:
@@ -63,9 +65,10 @@ def plan_training() -> EncoderPlan:
         "encoder": EncoderConfig.from_dict(encoder).to_dict(),
         "training": TrainingConfig.from_dict(training).to_dict(),
         "edits": _edits_digest(space.settings),
+        "initial": None if wanted.initial is None else RecipeEncoder.load(wanted.initial, space.base).digest,
     }
     key = hashlib.sha256(canonical_json(content).encode()).hexdigest()[:KEY_LENGTH]
-    return EncoderPlan(key, content["encoder"], content["training"], content["edits"])
+    return EncoderPlan(key, content["encoder"], content["training"], content["edits"], content["initial"])
 
 
 def edit_source(space: Workspace) -> MetaSource:
@@ -81,7 +84,7 @@ def edit_source(space: Workspace) -> MetaSource:
                 f"no edits are known to train an encoder for {space.settings.model.id!r} on; set recipe.edits to a "
                 "file (a feed, ZsRE, CounterFact or another format that `errata feed convert` reads)"
             )
-        return AlmanacEdits(load_world(), seed=wanted.training.get("seed", ALMANAC_TRAINING.seed))
+        return AlmanacEdits(load_world())
     asked_later = {fact.key.subject for path in wanted.without for fact in Conversion(path)}
     return FactEdits(Conversion(wanted.edits), held_out=wanted.held_out, without=asked_later)
 

@@ -29,12 +29,14 @@ def train(plan: EncoderPlan) -> str:
     if (folder / "encoder.json").is_file():
         RecipeEncoder.load(folder, space.base)
         return str(folder)
+    first = space.settings.recipe.initial
     with training_run(space, plan) as run:
         run.params(
             {
                 "base": space.base.model_id,
                 "base_fingerprint": space.base.fingerprint,
                 "edits": plan.edits,
+                "initial": plan.initial,
                 **{f"encoder.{name}": value for name, value in plan.encoder.items()},
                 **{f"training.{name}": value for name, value in plan.training.items()},
             }
@@ -54,6 +56,7 @@ def train(plan: EncoderPlan) -> str:
             plan.training_config,
             edit_source(space),
             checkpoints=checkpoint_folder(space, plan),
+            initial=None if first is None else RecipeEncoder.load(first, space.base),
             progress=reporter("encoder "),
             report=report,
         )

@@ -273,3 +273,17 @@ def test_settings_survive_json(config):
 def test_a_meta_edit_without_questions_is_refused():
     with pytest.raises(FactError, match="queries of the meta-edit 'a is b' is empty"):
         MetaEdit(statement_prompt="a is", target="b", queries=(), locality=("c",))
+
+
+def test_a_training_begins_with_the_weights_that_it_is_given(tiny_base, shape, tmp_path):
+    base = tiny_base("gpt2")
+    first = train_encoder(base, shape, QUICK, Offices(), checkpoints=None)
+    still = dataclasses.replace(QUICK, steps=1, learning_rate=1e-9, validate_every=1, seed=1)
+    second = train_encoder(base, shape, still, Offices(), checkpoints=tmp_path, initial=first)
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], tensor, atol=1e-6, rtol=0)
+    with pytest.raises(StateError, match="another training"):
+        train_encoder(base, shape, still, Offices(), checkpoints=tmp_path)
+    wider = dataclasses.replace(shape, width=24)
+    with pytest.raises(StateError, match="width differs"):
+        train_encoder(base, wider, still, Offices(), checkpoints=None, initial=first)

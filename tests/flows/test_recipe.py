@@ -139,13 +139,13 @@ def test_an_unknown_setting_is_refused_by_name(training, monkeypatch):
 
 
 def test_a_night_edits_with_the_encoder(home, edits, change, monkeypatch):
-    """The encoder met the places with other mayors; the night names the new ones, and `explain` says so."""
+    """The encoder met the places with every mayor; the night names the new ones, and `explain` says so."""
     space = open_workspace()
     names = ["Ada Moss", "Ben Hale", "Cleo Vance", "Dov Stern", "Eve Lark", "Finn Oake", "Gia Reed", "Hal Birch"]
     places = ["Arden", "Belmont", "Corvia", "Dunmore", "Eastvale", "Farholt", "Glenrock", "Harwick"]
     met = [change(place, name, "2018-01-02", target_old=None) for place in places for name in names]
     write_feed(met, edits)
-    steps = {"steps": 250, "batch": 8, "learning_rate": 3e-3, "validate_every": 125, "patience": 0}
+    steps = {"steps": 250, "batch": 6, "learning_rate": 1e-3, "validate_every": 250, "patience": 0}
     for name, value in {"edits": str(edits), "encoder": json.dumps(SHAPE), "training": json.dumps(steps)}.items():
         monkeypatch.setenv(f"ERRATA_RECIPE__{name.upper()}", value)
     monkeypatch.setenv("ERRATA_RECIPE__HELD_OUT", "0.25")
@@ -154,18 +154,18 @@ def test_a_night_edits_with_the_encoder(home, edits, change, monkeypatch):
     monkeypatch.setenv("ERRATA_EDITOR__OPTIONS", json.dumps({"encoder": trained.folder}))
     space = open_workspace()
     write_feed(
-        [change("Arden", "Hal Birch", "2018-01-05"), change("Corvia", "Eve Lark", "2018-01-07")],
+        [change("Belmont", "Hal Birch", "2018-01-05"), change("Dunmore", "Eve Lark", "2018-01-07")],
         space.settings.landing / "january.parquet",
     )
     row = night(NightConfig(as_of=JANUARY))
     assert (row.applied, row.verdict, row.champion) == (2, "promote", 1)
-    assert ask(space, ["The mayor of Arden is"]) == ["Hal Birch"]
+    assert ask(space, ["The mayor of Belmont is"]) == ["Hal Birch"]
 
-    found = explain(space, "The mayor of Arden is")
+    found = explain(space, "The mayor of Belmont is")
     assert found["method"] == "recipe"
     assert found["edit"]["target"] == "Hal Birch"
     assert (found["edit"]["source"], found["edit"]["night"], found["edit"]["version"]) == ("test", "2018-01-28", 1)
     assert found["edit"]["score"] > found["limit"]
     assert found["candidates"][0]["target"] == "Hal Birch"
-    base = explain(space, "The mayor of Arden is", "base")
+    base = explain(space, "The mayor of Belmont is", "base")
     assert (base["edit"], base["method"]) == (None, "base")

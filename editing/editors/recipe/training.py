@@ -92,18 +92,23 @@ def train_encoder(
     source: MetaSource,
     *,
     checkpoints: Path | None,
+    initial: RecipeEncoder | None = None,
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> RecipeEncoder:
     """The encoder with the best validation score, frozen.
 
+    The weights begin at random, or with those of `initial`, an encoder of this config for this base.
     With `checkpoints` (a folder, made if needed) a training of the same configs and base that was cut
     short goes on where its last checkpoint is. `report` gets the losses every few steps and the
     validation's shares as `validation.*`, each with `step`. Raises `EditRefusedError` when a loss is
-    not finite, `StateError` for a checkpoint that is damaged or of another training.
+    not finite, `StateError` for a checkpoint that is damaged or of another training, or an `initial`
+    of another shape.
     """
     encoder = RecipeEncoder.create(base, encoder_config)
-    run = _Run(base, encoder, training_config)
+    if initial is not None:
+        _begin_with(encoder, initial)
+    run = _Run(base, encoder, training_config, initial.digest if initial else None)
     if checkpoints is not None:
         run.restore(checkpoints)
     held_out = source.validation()
@@ -131,6 +136,7 @@ class _Run:
     base: BaseModel
     encoder: RecipeEncoder
     config: TrainingConfig
+    initial: str | None = None
     step: int = 0
     best_score: float = -math.inf
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -141,7 +147,7 @@ class _Run:
             self.encoder.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
         self.key = hashlib.sha256(
-            canonical_json([self.encoder.content(), self.config.to_dict(), FORMAT]).encode()
+            canonical_json([self.encoder.content(), self.config.to_dict(), self.initial, FORMAT]).encode()
         ).hexdigest()
 
     @property
@@ -241,6 +247,18 @@ class _Run:
         self.best = _below("best.", tensors)
         self.step, self.waited = content["step"], content["waited"]
         self.best_score = -math.inf if content["best_score"] is None else content["best_score"]
+
+
+def _begin_with(encoder: RecipeEncoder, initial: RecipeEncoder) -> None:
+    """Give `encoder` the weights of `initial`. Raises `StateError` when they are of different shapes."""
+    mine, theirs = encoder.config.to_dict(), initial.config.to_dict()
+    for name in sorted(set(mine) - {"seed"}):
+        if mine[name] != theirs[name]:
+            raise StateError(
+                f"{name} differs: the encoder to begin with has {theirs[name]!r}, the one to train {mine[name]!r}; "
+                "set the encoder's config to that of the first"
+            )
+    encoder.load_state_dict(initial.state_dict())
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
