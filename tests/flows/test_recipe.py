@@ -89,6 +89,7 @@ def test_training_leaves_a_registered_encoder_and_its_curves(training):
     assert train_encoder().version == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["reported:2", "encoder kept", "encoder measured"])
 def test_a_killed_training_goes_on(training, home, fault):
     training()
@@ -138,6 +139,7 @@ def test_an_unknown_setting_is_refused_by_name(training, monkeypatch):
         open_workspace()
 
 
+@pytest.mark.slow
 def test_a_night_edits_with_the_encoder(home, edits, change, monkeypatch):
     """The encoder met the places with every mayor; the night names the new ones, and `explain` says so."""
     space = open_workspace()
