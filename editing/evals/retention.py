@@ -41,12 +41,12 @@ class AgePoint:
 
 
 def wilson(right: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """The score interval of a share of `right` among `n` (n at least 1)."""
+    """The score interval of a share of `right` among `n` (n at least 1); it always holds the share itself."""
     z = float(norm.ppf((1 + level) / 2))
     share = right / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     spread = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - spread), min(1.0, centre + spread)
+    return max(0.0, min(share, centre - spread)), min(1.0, max(share, centre + spread))
 
 
 def forgetting_curve(observations: Iterable[Asked]) -> list[AgePoint]:

@@ -132,3 +132,7 @@ def test_wilsons_interval():
     assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # tables of the score interval
     assert wilson(0, 5)[0] == 0
     assert wilson(5, 5)[1] == 1
+    for n in range(1, 200):
+        for right in (0, n // 3, n):
+            low, high = wilson(right, n)
+            assert 0 <= low <= right / n <= high <= 1
