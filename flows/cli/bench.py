@@ -24,6 +24,7 @@ def measure() -> None:
 def coachhook(
     speed: Annotated[bool, typer.Option("--speed", help="Time the optimisation instead of scoring the edits.")] = False,
     feed: Annotated[Path | None, typer.Option(help="Edits to replay; default: the Almanac's history.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated. Default: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score CoachHooK and its ablations over a history of edits, or time it with --speed.
@@ -31,7 +32,7 @@ def coachhook(
     Example: `errata bench coachhook --speed --json`
     """
     with bars():
-        found = _speed() if speed else _quality(feed)
+        found = _speed() if speed else _quality(feed, variant)
     if as_json:
         print_json(found)
     elif speed:
@@ -126,14 +127,16 @@ def _speed() -> dict[str, Any]:
     return {**rows[0], "by_model": rows}
 
 
-def _quality(feed: Path | None) -> dict[str, Any]:
-    from editing.bench.coachhook import bench_coachhook
+def _quality(feed: Path | None, wanted: list[str] | None) -> dict[str, Any]:
+    from editing.bench.coachhook import VARIANTS, bench_coachhook
     from editing.editors.coachhook import CoachHookConfig
     from tasks.bench import bench_history
     from tasks.progress import reporter
     from tasks.suites import configured_suites
     from tasks.workspace import method_in_force, open_workspace
 
+    if unknown := sorted(set(wanted or ()) - set(VARIANTS)):
+        raise typer.BadParameter(f"no variant {', '.join(unknown)}; use some of {', '.join(VARIANTS)}")
     with method_in_force("coachhook"):
         space = open_workspace()
         return bench_coachhook(
@@ -143,6 +146,7 @@ def _quality(feed: Path | None) -> dict[str, Any]:
             configured_suites(space.settings),
             CoachHookConfig.from_dict(space.options),
             batch_size=space.settings.editor.batch_size,
+            variants=wanted or tuple(VARIANTS),
             progress=reporter(),
         )
 
