@@ -56,6 +56,7 @@ def test_what_is_saved_is_a_plain_language_model_and_can_be_measured_again(small
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_training_teaches_facts_and_puts_them_at_the_mediation_layer(small_world: World) -> None:
     losses: list[dict[str, float]] = []
     config = replace(TINY, steps=500, text_rows=(8, 1, 1), interchange_rows=48)
