@@ -59,7 +59,7 @@ def test_what_is_saved_is_a_plain_language_model_and_can_be_measured_again(small
 @pytest.mark.timeout(1200)
 def test_training_teaches_facts_and_puts_them_at_the_mediation_layer(small_world: World) -> None:
     losses: list[dict[str, float]] = []
-    config = replace(TINY, steps=500, text_rows=(8, 1, 1), interchange_rows=48)
+    config = replace(TINY, steps=900, text_rows=(8, 1, 1), interchange_rows=48)
     trained = train(small_world, config, report=losses.append, report_every=50)
     assert losses[-1]["answer"] < 0.5 * losses[0]["answer"]
     found = measure(trained, small_world, trials=60)
