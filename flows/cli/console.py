@@ -37,12 +37,19 @@ def table(
     headings = columns if isinstance(columns, Mapping) else {}
     made = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
     for name in names:
-        numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
+        numeric = all(_is_number(row.get(name)) for row in rows)
         heading = headings.get(name, name.replace("_", " "))
         made.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)
     for row in rows:
         made.add_row(*(_cell(row.get(name)) for name in names))
     return made
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a cell is a number, also one that was formatted before."""
+    if isinstance(value, str):
+        return value.replace(".", "", 1).isdecimal()
+    return value is None or isinstance(value, int | float)
 
 
 def _cell(value: Any) -> str:
