@@ -150,3 +150,8 @@ def test_beams_keep_their_prompts(tiny_base, edited, batches):
             uncached = base.model.generate(**encoded, **steps, use_cache=False)
     assert cached.tolist() == uncached.tolist()
     assert all(mine != theirs for mine, theirs in zip(cached.tolist(), plain.tolist(), strict=True))
+
+
+def test_an_encoder_that_is_nowhere_is_said_with_the_way_out(tiny_base):
+    with pytest.raises(StateError, match=r"encoder 'nowhere' is no folder.*errata recipe train"):
+        EDITOR.start(tiny_base("gpt2"), {"encoder": "nowhere"})

@@ -27,7 +27,7 @@ from editing.editors.recipe.retrieval import retrieve
 from editing.editors.recipe.segments import Segment
 from editing.editors.recipe.serving import Beside, Lookup, Serving
 from editing.editors.recipe.state import METHOD, RecipeState
-from editing.errors import EditRefusedError
+from editing.errors import EditRefusedError, StateError
 from editing.facts import EditBatch, FactChange
 from editing.models import BaseModel
 from editing.statistics import SecondMoments
@@ -187,9 +187,18 @@ class Recipe:
 
 
 def encoder_folder(base: BaseModel, config: RecipeConfig) -> Path:
-    """Where the config's encoder is: a relative path starts in the base model's own folder, if it is there."""
-    beside = Path(base.model_id) / config.encoder
-    return beside if beside.is_dir() else Path(config.encoder)
+    """Where the config's encoder is: a relative path starts in the base model's own folder, if it is there.
+
+    Raises `StateError` when it is in neither place.
+    """
+    beside, given = Path(base.model_id) / config.encoder, Path(config.encoder)
+    for folder in (beside, given):
+        if folder.is_dir():
+            return folder
+    raise StateError(
+        f"encoder {config.encoder!r} is no folder, neither beside {base.model_id!r} nor by itself; train one for this "
+        "base (`errata recipe train`) and name its folder in the option `encoder`"
+    )
 
 
 @torch.no_grad()
