@@ -65,7 +65,7 @@ def test_what_a_version_is_found_to_be(two_nights, files_of, tmp_path, monkeypat
 
     # Its number and digests are right and its weights are not what was evaluated: the answers show it.
     state = space.state(space.ledger.version(2).state_digest)
-    layers = {n: replace(layer, weight=layer.weight + 0.5 * layer.weight.std()) for n, layer in state.layers.items()}
+    layers = {n: replace(layer, weight=space.base.down_weight(n).cpu()) for n, layer in state.layers.items()}
     foreign = replace(state, layers=layers)
     folder = tmp_path / "foreign"
     folder.mkdir()

@@ -51,7 +51,7 @@ def test_nights(home, change, feed, first_feed):
     assert ask(space, ["The mayor of Dunmore is"], "base") == ["Dov Stern"]
     assert set(row.timing) == {"editing", "edits", "retention", "zsre"}
     assert sum(part["share"] for part in row.timing.values()) == pytest.approx(1, abs=1e-3)
-    assert row.timing["zsre"]["computed"] < row.timing["zsre"]["asked"]  # what no edit reaches is the base's
+    assert 0 < row.timing["zsre"]["computed"] <= row.timing["zsre"]["asked"]
     assert row.reach["edit prompts"] == 1
     assert set(row.gauges) == {"alpha, layer 0", "alpha, layer 1"}
     run = space.registry._client.get_run(space.registry.get(1).run_id)
