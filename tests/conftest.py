@@ -1,4 +1,4 @@
-"""What every test stands on: no workspace of whoever runs it, and arithmetic that is the same on any number of cores."""
+"""What every test stands on: no workspace of its user, and arithmetic that is the same on any number of cores."""
 
 import os
 
