@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from editing.editors import get_editor
 from editing.editors.base import continuation_from
@@ -167,16 +168,18 @@ sys.path.insert(0, {tests!r})
 from conftest import build_base
 from editing.editors import get_editor
 from editing.tokenisation import encode_prompts
+from safetensors.torch import save_file
 torch.use_deterministic_algorithms(True)
 base = build_base("llama")
-seen = {{}}
+digests, seen = {{}}, {{}}
 for method in {methods!r}:
     editor = get_editor(method)
     state = editor.load(Path({folder!r}) / method, base)
     with torch.no_grad(), editor.attach(base, state):
         logits = [base.model(**encode_prompts(base.tokenizer, [text])).logits[0] for text in {prompts!r}]
-    seen[method] = (state.digest, logits)
-torch.save(seen, Path({folder!r}) / "seen.pt")
+    digests[method] = state.digest
+    seen |= {{f"{{method}}.{{place}}": each.contiguous() for place, each in enumerate(logits)}}
+save_file(seen, Path({folder!r}) / "seen.safetensors", metadata=digests)
 """
 
 
@@ -186,8 +189,12 @@ def test_saved_states_serve_the_same_in_a_fresh_process(tiny_base, edited, pertu
     digests = {method: get_editor(method).save(state, tmp_path / method) for method, state in states.items()}
     script = RELOAD.format(tests=str(Path(__file__).parent), methods=METHODS, folder=str(tmp_path), prompts=asked)
     subprocess.run([sys.executable, "-c", script], check=True, timeout=280)
-    for method, (digest, logits) in torch.load(tmp_path / "seen.pt").items():
-        assert digest == digests[method] == states[method].digest
+    with safe_open(tmp_path / "seen.safetensors", "pt") as file:
+        told, seen = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert told == digests
+    for method in METHODS:
+        assert digests[method] == states[method].digest
+        logits = [seen[f"{method}.{place}"] for place in range(len(asked))]
         with get_editor(method).attach(base, states[method]):
             for mine, theirs in zip(alone(base, asked), logits, strict=True):
                 torch.testing.assert_close(mine, theirs, rtol=0, atol=0)

@@ -7,6 +7,7 @@ from pathlib import Path
 from editing.editors.both.config import BothConfig
 from editing.editors.both.state import FORMAT, METHOD, BothState
 from editing.editors.coachhook import CoachHook
+from editing.editors.identity import complete, require_format, require_unaltered
 from editing.editors.recipe import Recipe
 from editing.errors import StateError
 from editing.models import BaseModel
@@ -36,10 +37,8 @@ def load(folder: Path, base: BaseModel, statistics: SecondMoments | None = None)
     Raises `StateError` naming what differs: method, format, base, or content that is missing or altered.
     """
     content = read_json(folder / "state.json", StateError)
-    for name, mine in (("method", METHOD), ("format", FORMAT)):
-        if content.get(name) != mine:
-            raise StateError(f"{folder} holds {name} {content.get(name)!r}, this loads {mine!r}; use its own version")
-    try:
+    require_format(content, folder, METHOD, FORMAT)
+    with complete(folder):
         state = BothState(
             config=BothConfig.from_dict(content["config"]),
             parent=content["parent"],
@@ -47,15 +46,5 @@ def load(folder: Path, base: BaseModel, statistics: SecondMoments | None = None)
             recipe=Recipe().load(folder / "recipe", base),
         )
         recorded = content["digest"]
-    except StateError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise StateError(
-            f"{folder} lacks or garbles {error}; restore the files from where they were registered"
-        ) from error
-    if state.digest != recorded:
-        raise StateError(
-            f"{folder} was altered after it was written: its content has digest {state.digest[:12]}, its record says "
-            f"{recorded[:12]}; restore the files from where they were registered"
-        )
+    require_unaltered(folder, state.digest, recorded)
     return state

@@ -8,6 +8,7 @@ from typing import Any
 
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.state import FORMAT, METHOD, BatchRecord, CoachHookState, LayerState, SubjectTarget
+from editing.editors.identity import complete, require_format
 from editing.errors import StateError
 from editing.facts import FactChange
 from editing.models import BaseModel
@@ -42,16 +43,10 @@ def load(folder: Path, base: BaseModel, statistics: SecondMoments | None = None)
     that is missing, cut short or altered.
     """
     content = read_json(folder / "state.json", StateError)
-    for name, mine in (("method", METHOD), ("format", FORMAT)):
-        if content.get(name) != mine:
-            raise StateError(f"{folder} holds {name} {content.get(name)!r}, this loads {mine!r}; use its own version")
+    require_format(content, folder, METHOD, FORMAT)
     tensors = read_tensors(folder / "state.safetensors", StateError)
-    try:
+    with complete(folder):
         state = _rebuild(content, tensors, statistics)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StateError(
-            f"{folder} lacks or garbles {error}; restore the files from where they were registered"
-        ) from error
     state.require_base(base)
     if statistics is not None and statistics.key != state.statistics_key:
         raise StateError(

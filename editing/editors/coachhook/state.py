@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from editing.editors.coachhook.config import CoachHookConfig
+from editing.editors.identity import require_same_base
 from editing.errors import StateError
 from editing.facts import FactChange, FactKey
 from editing.models import BaseModel
@@ -186,15 +187,7 @@ class CoachHookState:
 
     def require_base(self, base: BaseModel) -> None:
         """Refuse another base model or tokenizer. Raises `StateError` naming what differs."""
-        for name, mine, theirs in (
-            ("base fingerprint", self.base_fingerprint, base.fingerprint),
-            ("tokenizer hash", self.tokenizer_hash, base.tokenizer_hash),
-        ):
-            if mine != theirs:
-                raise StateError(
-                    f"{name} differs: the state was made for {mine[:12]} ({self.model_id!r}), "
-                    f"this is {theirs[:12]} ({base.model_id!r}); load the base model that the state names"
-                )
+        require_same_base(self, base)
 
     def require_statistics(self) -> SecondMoments:
         """The statistics, for a verb that needs them. Raises `StateError` when the state was loaded without."""

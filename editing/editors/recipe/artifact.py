@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from editing.editors.identity import complete, require_format, require_unaltered
 from editing.editors.recipe.config import RecipeConfig
 from editing.editors.recipe.encoder import RecipeEncoder
 from editing.editors.recipe.repository import Repository
@@ -43,10 +44,8 @@ def load(folder: Path, base: BaseModel) -> RecipeState:
     that is missing, cut short or altered.
     """
     content = read_json(folder / "state.json", StateError)
-    for name, mine in (("method", METHOD), ("format", FORMAT)):
-        if content.get(name) != mine:
-            raise StateError(f"{folder} holds {name} {content.get(name)!r}, this loads {mine!r}; use its own version")
-    try:
+    require_format(content, folder, METHOD, FORMAT)
+    with complete(folder):
         named = content["base"]
         encoder = RecipeEncoder.load(folder / "encoder", base)
         if encoder.digest != content["encoder"]:
@@ -65,16 +64,6 @@ def load(folder: Path, base: BaseModel) -> RecipeState:
             repository=Repository.load(folder, content),
         )
         recorded = content["digest"]
-    except StateError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise StateError(
-            f"{folder} lacks or garbles {error}; restore the files from where they were registered"
-        ) from error
     state.require_base(base)
-    if state.digest != recorded:
-        raise StateError(
-            f"{folder} was altered after it was written: its content has digest {state.digest[:12]}, its record says "
-            f"{recorded[:12]}; restore the files from where they were registered"
-        )
+    require_unaltered(folder, state.digest, recorded)
     return state

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from editing.editors.identity import require_same_base
 from editing.editors.recipe.config import RecipeConfig
 from editing.editors.recipe.encoder import RecipeEncoder
 from editing.editors.recipe.repository import Repository
-from editing.errors import StateError
 from editing.facts import FactChange
 from editing.models import BaseModel
 from editing.storage import canonical_json
@@ -98,12 +98,4 @@ class RecipeState:
 
     def require_base(self, base: BaseModel) -> None:
         """Refuse another base model or tokenizer. Raises `StateError` naming what differs."""
-        for name, mine, theirs in (
-            ("base fingerprint", self.base_fingerprint, base.fingerprint),
-            ("tokenizer hash", self.tokenizer_hash, base.tokenizer_hash),
-        ):
-            if mine != theirs:
-                raise StateError(
-                    f"{name} differs: the state was made for {mine[:12]} ({self.model_id!r}), "
-                    f"this is {theirs[:12]} ({base.model_id!r}); load the base model that the state names"
-                )
+        require_same_base(self, base)

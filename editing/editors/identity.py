@@ -1,0 +1,64 @@
+"""What every method's states and artifacts are checked for: the base, the format, whole and unaltered content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from editing.errors import StateError
+from editing.models import BaseModel
+
+
+class OfBase(Protocol):
+    """Something that was made for one base model."""
+
+    @property
+    def model_id(self) -> str: ...  # noqa: D102
+    @property
+    def base_fingerprint(self) -> str: ...  # noqa: D102
+    @property
+    def tokenizer_hash(self) -> str: ...  # noqa: D102
+
+
+def require_same_base(state: OfBase, base: BaseModel) -> None:
+    """Refuse another base model or tokenizer. Raises `StateError` naming what differs."""
+    for name, mine, theirs in (
+        ("base fingerprint", state.base_fingerprint, base.fingerprint),
+        ("tokenizer hash", state.tokenizer_hash, base.tokenizer_hash),
+    ):
+        if mine != theirs:
+            raise StateError(
+                f"{name} differs: the state was made for {mine[:12]} ({state.model_id!r}), "
+                f"this is {theirs[:12]} ({base.model_id!r}); load the base model that the state names"
+            )
+
+
+def require_format(content: Mapping[str, Any], folder: Path, method: str, version: int) -> None:
+    """Refuse a record of another method or format. Raises `StateError` naming which."""
+    for name, mine in (("method", method), ("format", version)):
+        if content.get(name) != mine:
+            raise StateError(f"{folder} holds {name} {content.get(name)!r}, this loads {mine!r}; use its own version")
+
+
+@contextmanager
+def complete(folder: Path) -> Iterator[None]:
+    """Turn what a record that lacks or garbles something raises inside into a `StateError` that names it."""
+    try:
+        yield
+    except StateError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError(
+            f"{folder} lacks or garbles {error}; restore the files from where they were registered"
+        ) from error
+
+
+def require_unaltered(folder: Path, digest: str, recorded: str) -> None:
+    """Raises `StateError` when content has another digest than its record says."""
+    if digest != recorded:
+        raise StateError(
+            f"{folder} was altered after it was written: its content has digest {digest[:12]}, its record says "
+            f"{recorded[:12]}; restore the files from where they were registered"
+        )
