@@ -54,8 +54,9 @@ class AlmanacEdits:
         self._objects = {r.object_kind: world.objects(r.object_kind) for r in world.relations.values()}
         self._true = {(fact.subject, fact.relation): fact.object for fact in world.facts_on(BELIEF)}
         self._mentions = [text for text in corpus.mention_sentences(world) if not self._names_evaluation(text)]
-        names = sorted({name for names in self._objects.values() for name in names})
-        words = sorted({word for name in names for word in name.split() if word[0].isupper() and len(word) > 2})
+        words = sorted(
+            {word for name in self.targets() for word in name.split() if word[0].isupper() and len(word) > 2}
+        )
         self._words = [word for word in words if not self._names_evaluation(word)]
 
     @property
@@ -78,6 +79,10 @@ class AlmanacEdits:
     def validation(self) -> list[MetaEdit]:
         """`VALIDATION` edits of held-out real subjects and of invented ones, always the same."""
         return self._draw(random.Random(f"{self._seed} validation"), VALIDATION, self._validation)
+
+    def targets(self) -> list[str]:
+        """Every name that is the object of a relation."""
+        return sorted({name for names in self._objects.values() for name in names})
 
     # What is taught
 

@@ -205,6 +205,9 @@ class _Told:
     def draw(self, rng, n):
         return self.edits
 
+    def targets(self):
+        return sorted({edit.target for edit in self.edits})
+
     def validation(self):
         return self.edits
 

@@ -15,8 +15,9 @@ import torch
 from transformers import RobertaConfig, RobertaModel
 
 from editing.editors.recipe import EncoderConfig, MetaEdit, RecipeConfig, RecipeEncoder, TrainingConfig, train_encoder
-from editing.editors.recipe.objective import DrawnBatch, hinged_nll, joint_losses, rivals
-from editing.editors.recipe.prompted import AskedRows
+from editing.editors.recipe.free_prompts import learn_free_prompts
+from editing.editors.recipe.objective import DrawnBatch, hinged_nll, imitation_loss, joint_losses, rivals
+from editing.editors.recipe.prompted import AskedRows, target_losses
 from editing.editors.recipe.training import validate
 from editing.errors import ConfigError, FactError, ModelError, StateError
 from editing.storage import tensors_digest
@@ -27,6 +28,7 @@ NAMES = ("Moss", "Hale", "Vance", "Stern")
 QUICK = TrainingConfig(
     steps=12, batch=4, negatives=4, learning_rate=3e-3, warmup_steps=2, validate_every=4, checkpoint_every=2, patience=0
 )
+IMITATING = dataclasses.replace(QUICK, free_steps=6, imitation_steps=4)
 
 
 class Offices:
@@ -38,6 +40,9 @@ class Offices:
 
     def validation(self):
         return self.draw(random.Random(0), 6, PLACES[3:])
+
+    def targets(self):
+        return sorted(NAMES)
 
     def _edit(self, rng, place, office):
         question = OFFICES[office].format(place)
@@ -118,37 +123,111 @@ from conftest import build_base
 from editing.editors.recipe import EncoderConfig, train_encoder
 config = EncoderConfig.from_dict({shape!r})
 def tell(stage, done, total):
-    print(done, flush=True)
+    print(stage, done, sep=": ", flush=True)
 encoder = train_encoder(
-    build_base("gpt2"), config, here.QUICK, here.Offices(), checkpoints=Path({folder!r}), progress=tell
+    build_base("gpt2"), config, here.IMITATING, here.Offices(), checkpoints=Path({folder!r}), progress=tell
 )
 """
 
 
-def test_a_training_that_was_killed_ends_as_an_unbroken_one(tiny_base, shape, tmp_path):
-    base, told = tiny_base("gpt2"), []
-    whole = train_encoder(base, shape, QUICK, Offices(), checkpoints=None, report=told.append)
+@pytest.fixture(scope="module")
+def unbroken(tiny_base, shape):
+    """What an unbroken training ends with: its encoder, and what it reported."""
+    told = []
+    encoder = train_encoder(
+        tiny_base("gpt2"), shape, IMITATING, Offices(), checkpoints=None, report=lambda entry: told.append(dict(entry))
+    )
+    return encoder, told
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "folder", "kept", "first"),
+    [
+        pytest.param("free prompts: 3", "free-prompts", (2, 4), ("free prompts", (3, 5)), id="free prompts"),
+        pytest.param("training: 7", "", (6, 8), ("training", (7, 9)), id="training"),
+    ],
+)
+def test_a_training_that_was_killed_ends_as_an_unbroken_one(
+    tiny_base, shape, tmp_path, unbroken, killed_at, folder, kept, first
+):
+    base, (whole, _) = tiny_base("gpt2"), unbroken
     script = TRAIN.format(tests=str(Path(__file__).parent), shape=shape.to_dict(), folder=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if int(line) == 7:
+        if line.strip() == killed_at:
             os.kill(process.pid, signal.SIGKILL)
             break
     assert process.wait() == -signal.SIGKILL
-    assert json.loads((tmp_path / "checkpoint.json").read_text())["step"] in (6, 8)
+    assert json.loads((tmp_path / folder / "checkpoint.json").read_text())["step"] in kept
     steps = []
     resumed = train_encoder(
-        base, shape, QUICK, Offices(), checkpoints=tmp_path, progress=lambda _, done, __: steps.append(done)
+        base,
+        shape,
+        IMITATING,
+        Offices(),
+        checkpoints=tmp_path,
+        progress=lambda stage, done, _: steps.append((stage, done)),
     )
-    assert steps[0] in (7, 9)
-    assert steps[-1] == 12
+    assert steps[0][0] == first[0]
+    assert steps[0][1] in first[1]
+    assert steps[-1] == ("training", 12)
     assert resumed.digest == whole.digest
-    again = train_encoder(base, shape, QUICK, Offices(), checkpoints=tmp_path)
+    again = train_encoder(base, shape, IMITATING, Offices(), checkpoints=tmp_path)
     assert again.digest == whole.digest
     with pytest.raises(StateError, match="checkpoint of another training"):
-        train_encoder(base, shape, dataclasses.replace(QUICK, seed=1), Offices(), checkpoints=tmp_path)
-    assert {"loss", "contrastive", "sentinel", "reliability", "generality", "locality", "step"} <= set(told[-3])
+        train_encoder(base, shape, dataclasses.replace(IMITATING, seed=1), Offices(), checkpoints=tmp_path)
+
+
+def test_every_stage_reports_its_losses(unbroken):
+    _, told = unbroken
+    assert [entry["step"] for entry in told if "free_prompts" in entry] == [6]
+    losses = [entry for entry in told if "loss" in entry]
+    assert {"contrastive", "sentinel", "imitation", "reliability", "generality", "locality"} <= set(losses[-1])
     assert {"validation.score", "validation.reliability", "validation.locality"} <= set(told[-1])
+
+
+def test_nothing_goes_through_the_language_model_while_imitating(tiny_base, shape):
+    base, rng = tiny_base("gpt2"), random.Random(0)
+    encoder = RecipeEncoder.create(base, shape)
+    free = learn_free_prompts(base, Offices(), IMITATING, 3, key="", checkpoints=None)
+    batch = DrawnBatch.draw(Offices().draw(rng, 8), rng, 2)
+    calls = []
+    with base.model.base_model.register_forward_hook(lambda *_: calls.append(1)):
+        terms = joint_losses(base, encoder, batch, IMITATING, free, steering=False)
+        assert not calls
+        joint_losses(base, encoder, batch, IMITATING, free)
+        assert calls
+    assert set(terms) == {"loss", "contrastive", "sentinel", "imitation"}
+    # A prompt that is the free one is at no distance, and one that is their mean at that of the variance.
+    with torch.no_grad():
+        encoder.prompt_head.out.weight.zero_()
+        encoder.prompt_head.out.bias.copy_(free.centre.flatten())
+    knowledge = encoder.knowledge([edit_of(name).statement for name in NAMES])
+    everyone = DrawnBatch(tuple(edit_of(name) for name in NAMES), (), (), (), ())
+    assert imitation_loss(encoder, everyone, knowledge, free).item() == pytest.approx(1.0, rel=1e-4)
+
+
+def edit_of(name):
+    return MetaEdit(statement_prompt="The mayor is", target=name, queries=("Who?",), locality=("Where?",))
+
+
+def test_free_prompts_make_the_frozen_model_say_their_targets(tiny_base):
+    base = tiny_base("gpt2")
+    longer = dataclasses.replace(QUICK, free_steps=60)
+    free = learn_free_prompts(base, Offices(), longer, 3, key="", checkpoints=None)
+    assert free.units_NPD.shape == (4, 3, 32)
+    edits = Offices().validation()
+    spread = float(base.model.get_input_embeddings().weight.std())
+    start = learn_free_prompts(base, Offices(), dataclasses.replace(QUICK, free_steps=1), 3, key="", checkpoints=None)
+
+    def nats(prompts):
+        asked = spread * prompts.of([edit.target for edit in edits])
+        told = target_losses(base, asked, [edit.queries[0] for edit in edits], [edit.target for edit in edits], 8)
+        return sum(loss for loss, _ in told) / len(told)
+
+    assert nats(free) < nats(start) - 1
+    with pytest.raises(FactError, match=r"'Nobody' is drawn.*targets"):
+        free.of(["Nobody"])
 
 
 def test_training_stops_early_and_keeps_the_best_weights(tiny_base, shape):

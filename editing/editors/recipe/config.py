@@ -128,6 +128,14 @@ class TrainingConfig(_Settings):
     sentinel_weight: Annotated[float, "of preferring the sentinel to foreign knowledge"] = 1.0
     locality_queries: Annotated[int, "locality queries drawn per edit and step"] = 2
     locality_edits: Annotated[int, "edits per step at most whose locality queries go through the language model"] = 24
+    free_steps: Annotated[
+        int, "steps before all others in which one free prompt is optimised for every target of the source; 0: none"
+    ] = 0
+    free_learning_rate: Annotated[float, "of Adam, for free prompts, in units of the word embeddings' spread"] = 0.3
+    imitation_steps: Annotated[
+        int, "first steps in which the prompt encoder imitates free prompts and nothing goes through the language model"
+    ] = 0
+    imitation_weight: Annotated[float, "of the distance from the free prompts, in shares of their variance"] = 1.0
     precision: Annotated[Precision, "of the forward passes: float32, or bfloat16 by autocast"] = "float32"
     validate_every: Annotated[int, "steps between validations"] = 100
     patience: Annotated[int, "validations without a better score before training stops; 0: never"] = 5
@@ -143,10 +151,16 @@ class TrainingConfig(_Settings):
                 "locality_weight",
                 "contrastive_weight",
                 "sentinel_weight",
+                "imitation_weight",
                 "weight_decay",
             ),
             (0.0, 1e6),
         )
+        if self.imitation_steps and not self.free_steps:
+            raise ConfigError(
+                f"imitation_steps is {self.imitation_steps} and free_steps is 0: there is nothing to imitate; set "
+                "free_steps too"
+            )
         self._check(
             {"precision": Precision, "schedule": Schedule},
             {
@@ -161,6 +175,9 @@ class TrainingConfig(_Settings):
                 "temperature": (1e-6, 1e6),
                 "locality_queries": (1, 1000),
                 "locality_edits": (1, 10**6),
+                "free_steps": (0, 10**8),
+                "free_learning_rate": (1e-9, 100.0),
+                "imitation_steps": (0, 10**8),
                 "validate_every": (1, 10**8),
                 "patience": (0, 10**6),
                 "stop_score": (0.0, 2.0),

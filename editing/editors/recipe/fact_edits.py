@@ -44,6 +44,10 @@ class FactEdits:
         """At most `VALIDATION_LIMIT` edits of held-out subjects, always the same."""
         return self.held_out.draw(random.Random(0), VALIDATION_LIMIT)
 
+    def targets(self) -> list[str]:
+        """The targets of the training facts."""
+        return sorted({fact.target for facts in self.training.by_key.values() for fact in facts})
+
 
 def is_held_out(subject: str, share: float) -> bool:
     """Whether a folded subject is among the `share` of all subjects that are kept for validation."""

@@ -46,3 +46,7 @@ class MetaSource(Protocol):
     def validation(self) -> list[MetaEdit]:
         """The validation edits, the same at every call."""
         ...
+
+    def targets(self) -> list[str]:
+        """Every target that `draw` may give, sorted; the same at every call."""
+        ...

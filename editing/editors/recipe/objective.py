@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from editing.editors.recipe.config import TrainingConfig
 from editing.editors.recipe.encoder import RecipeEncoder
+from editing.editors.recipe.free_prompts import FreePrompts
 from editing.editors.recipe.meta import MetaEdit
 from editing.editors.recipe.prompted import AskedRows
 from editing.models import BaseModel
@@ -127,12 +128,27 @@ def edit_losses(
     }
 
 
+def imitation_loss(encoder: RecipeEncoder, batch: DrawnBatch, knowledge_NR: Tensor, free: FreePrompts) -> Tensor:
+    """Mean square distance of the prompts from their targets' free ones, as a share of the free prompts' variance."""
+    wanted_NPD = free.of([edit.target for edit in batch.edits])
+    return (encoder.prompts(knowledge_NR) / encoder.prompt_head.spread - wanted_NPD).square().mean() / free.variance
+
+
 def joint_losses(
-    base: BaseModel, encoder: RecipeEncoder, batch: DrawnBatch, config: TrainingConfig
+    base: BaseModel,
+    encoder: RecipeEncoder,
+    batch: DrawnBatch,
+    config: TrainingConfig,
+    free: FreePrompts | None = None,
+    *,
+    steering: bool = True,
 ) -> dict[str, Tensor]:
-    """Every term by its name, and their weighted sum as `loss`."""
+    """Every term by its name, and their weighted sum as `loss`; without `steering` none asks the language model."""
     knowledge_NR = encoder.knowledge([edit.statement for edit in batch.edits])
     terms = retrieval_losses(encoder, batch, knowledge_NR, config)
-    terms |= edit_losses(base, encoder, batch, knowledge_NR[: config.batch], config)
+    if free is not None and config.imitation_weight:
+        terms["imitation"] = imitation_loss(encoder, batch, knowledge_NR, free)
+    if steering:
+        terms |= edit_losses(base, encoder, batch, knowledge_NR[: config.batch], config)
     weights = {name: getattr(config, f"{name}_weight") for name in terms}
     return {"loss": sum((weights[name] * term for name, term in terms.items()), torch.zeros(())), **terms}

@@ -12,24 +12,34 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from editing.editors.base import Progress
+from editing.editors.recipe.checkpoints import (
+    below,
+    damaged,
+    optimiser_tensors,
+    read_checkpoint,
+    restore_optimiser,
+    write_checkpoint,
+)
 from editing.editors.recipe.config import EncoderConfig, TrainingConfig
 from editing.editors.recipe.encoder import RecipeEncoder
+from editing.editors.recipe.free_prompts import FreePrompts, learn_free_prompts
 from editing.editors.recipe.meta import MetaEdit, MetaSource
 from editing.editors.recipe.objective import DrawnBatch, joint_losses, rivals
 from editing.editors.recipe.prompted import target_losses
+from editing.editors.recipe.schedule import learning_rate
 from editing.errors import EditRefusedError, StateError
 from editing.models import BaseModel
-from editing.storage import canonical_json, read_json, read_tensors, write_json, write_tensors
+from editing.storage import canonical_json
 
-FORMAT = 1
+FORMAT = 2
 REPORT_EVERY = 10
 VALIDATION_ROWS = 128
+FREE = "free-prompts"  # folder of the free prompts' checkpoint
 
 Report = Callable[[dict[str, float]], None]
 
@@ -109,6 +119,19 @@ def train_encoder(
     if initial is not None:
         _begin_with(encoder, initial)
     run = _Run(base, encoder, training_config, initial.digest if initial else None)
+    if training_config.free_steps:
+        run.imitate(
+            learn_free_prompts(
+                base,
+                source,
+                training_config,
+                encoder_config.prompt_tokens,
+                key=run.key,
+                checkpoints=None if checkpoints is None else checkpoints / FREE,
+                progress=progress,
+                report=report,
+            )
+        )
     if checkpoints is not None:
         run.restore(checkpoints)
     held_out = source.validation()
@@ -140,6 +163,7 @@ class _Run:
     step: int = 0
     best_score: float = -math.inf
     best: dict[str, Tensor] = field(default_factory=dict)
+    free: FreePrompts | None = None
     waited: int = 0
 
     def __post_init__(self) -> None:
@@ -149,6 +173,13 @@ class _Run:
         self.key = hashlib.sha256(
             canonical_json([self.encoder.content(), self.config.to_dict(), self.initial, FORMAT]).encode()
         ).hexdigest()
+
+    def imitate(self, free: FreePrompts) -> None:
+        """Take these free prompts for what the prompt encoder begins with; their mean is its first guess."""
+        self.free = free
+        if self.initial is None:
+            with torch.no_grad():
+                self.encoder.prompt_head.out.bias.copy_(free.centre.flatten())
 
     @property
     def finished(self) -> bool:
@@ -162,14 +193,21 @@ class _Run:
         config = self.config
         rng = random.Random(f"{config.seed}-{self.step}")
         batch = DrawnBatch.draw(source.draw(rng, config.batch + config.negatives), rng, config.locality_queries)
-        rate = self._learning_rate()
+        rate = learning_rate(config, self.step, config.steps, config.learning_rate)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.encoder.train()
         with torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(config.seed * 1_000_003 + self.step)
             with torch.autocast(self.base.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                terms = joint_losses(self.base, self.encoder, batch, config)
+                terms = joint_losses(
+                    self.base,
+                    self.encoder,
+                    batch,
+                    config,
+                    self.free,
+                    steering=self.step >= config.imitation_steps,
+                )
             self.optimiser.zero_grad(set_to_none=True)
             terms["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), config.clip_norm)
@@ -191,60 +229,31 @@ class _Run:
         else:
             self.waited += 1
 
-    def _learning_rate(self) -> float:
-        config = self.config
-        rate = config.learning_rate * min(1.0, (self.step + 1) / max(1, config.warmup_steps))
-        if config.schedule == "cosine":
-            done = max(0.0, (self.step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
-            rate *= 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
-        return rate
-
     # Checkpoints
 
     def save(self, folder: Path) -> None:
-        """Write the tensors under a name of their own, then the JSON that points at them."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write a checkpoint: the weights, the best ones, the optimiser's moments, and where the training is."""
         tensors = {f"weights.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
-        name = f"step-{self.step}.safetensors"
-        write_tensors(folder / name, tensors)
-        write_json(
-            folder / "checkpoint.json",
-            {
-                "key": self.key,
-                "step": self.step,
-                "best_score": self.best_score if self.best else None,
-                "waited": self.waited,
-                "tensors": name,
-            },
-        )
-        for old in folder.glob("step-*.safetensors"):
-            if old.name != name:
-                old.unlink(missing_ok=True)
+        content = {
+            "key": self.key,
+            "step": self.step,
+            "best_score": self.best_score if self.best else None,
+            "waited": self.waited,
+        }
+        write_checkpoint(folder, content, tensors | optimiser_tensors(self.optimiser))
 
     def restore(self, folder: Path) -> None:
         """Go on from the checkpoint in `folder`, if there is one."""
-        if not (folder / "checkpoint.json").exists():
+        if not (found := read_checkpoint(folder, self.key)):
             return
-        content = read_json(folder / "checkpoint.json", StateError)
-        if content.get("key") != self.key:
-            raise StateError(
-                f"{folder} holds a checkpoint of another training ({str(content.get('key'))[:12]}, this is "
-                f"{self.key[:12]}): its base, encoder or training config differs; give an empty folder, or its settings"
-            )
-        tensors = read_tensors(folder / content["tensors"], StateError)
+        content, tensors = found
         try:
-            self.encoder.load_state_dict(_below("weights.", tensors))
-            adam: dict[int, dict[str, Any]] = {}
-            for name, value in _below("adam.", tensors).items():
-                index, moment = name.split(".", 1)
-                adam.setdefault(int(index), {})[moment] = value
-            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": adam})
+            self.encoder.load_state_dict(below("weights.", tensors))
+            restore_optimiser(self.optimiser, tensors)
         except (RuntimeError, ValueError, KeyError) as error:
-            raise StateError(f"the checkpoint in {folder} is damaged: {error}; remove it to train anew") from error
-        self.best = _below("best.", tensors)
+            raise damaged(folder, error) from error
+        self.best = below("best.", tensors)
         self.step, self.waited = content["step"], content["waited"]
         self.best_score = -math.inf if content["best_score"] is None else content["best_score"]
 
@@ -259,7 +268,3 @@ def _begin_with(encoder: RecipeEncoder, initial: RecipeEncoder) -> None:
                 "set the encoder's config to that of the first"
             )
     encoder.load_state_dict(initial.state_dict())
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,131 @@
+"""Free prompts: for every target one prompt that makes the language model say it, whatever it is asked.
+
+The paper trains the prompt encoder through the language model alone (arXiv 2405.03279, edit loss). Where
+targets recur, most of what has to be learned is one prompt per target, and a table of prompts learns
+that without an encoder in between. The encoder then begins by imitating the table, which takes no
+pass of the language model.
+
+Shapes: N targets, P prompt tokens, D width of the language model, B rows, L target tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from editing.editors.base import Progress
+from editing.editors.recipe.checkpoints import (
+    damaged,
+    optimiser_tensors,
+    read_checkpoint,
+    restore_optimiser,
+    write_checkpoint,
+)
+from editing.editors.recipe.config import TrainingConfig
+from editing.editors.recipe.meta import MetaEdit, MetaSource
+from editing.editors.recipe.prompted import AskedRows
+from editing.editors.recipe.schedule import learning_rate
+from editing.errors import EditRefusedError, FactError
+from editing.models import BaseModel
+
+STAGE = "free prompts"
+REPORT_EVERY = 10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FreePrompts:
+    """One prompt per target, in units of the word embeddings' spread."""
+
+    row: dict[str, int]
+    units_NPD: Tensor
+
+    def of(self, targets: Sequence[str]) -> Tensor:
+        """The prompts `[B, P, D]` of these targets, in units of the spread. Raises `FactError` for an unknown one."""
+        if unknown := next((target for target in targets if target not in self.row), None):
+            raise FactError(f"target {unknown!r} is drawn, and not among the source's targets(); name it there")
+        return self.units_NPD[[self.row[target] for target in targets]]
+
+    @property
+    def centre(self) -> Tensor:
+        """Their mean, the best guess while nothing is known of the target."""
+        return self.units_NPD.mean(0)
+
+    @property
+    def variance(self) -> Tensor:
+        """Mean square distance of a component from the mean."""
+        return (self.units_NPD - self.centre).square().mean()
+
+
+def learn_free_prompts(
+    base: BaseModel,
+    source: MetaSource,
+    config: TrainingConfig,
+    prompt_tokens: int,
+    *,
+    key: str,
+    checkpoints: Path | None,
+    progress: Progress | None = None,
+    report: Callable[[dict[str, float]], None] | None = None,
+) -> FreePrompts:
+    """A prompt for each of the source's targets, by `config.free_steps` steps of Adam on drawn questions.
+
+    All begin with one random prompt: what they have in common need not be learned apart. A step asks
+    both queries of `config.batch` edits; only the prompts of drawn targets move. With `checkpoints` a
+    training of this `key` that was cut short goes on. Raises `EditRefusedError` when a gradient is not finite.
+    """
+    row = {target: index for index, target in enumerate(source.targets())}
+    words_VD = base.model.get_input_embeddings().get_parameter("weight").detach()
+    spread, width = float(words_VD.float().std()), words_VD.shape[1]
+    start_D = torch.randn(prompt_tokens * width, generator=torch.Generator().manual_seed(config.seed))
+    table = torch.nn.Embedding.from_pretrained(start_D.repeat(len(row), 1).to(base.device), freeze=False, sparse=True)
+    optimiser = torch.optim.SparseAdam(table.parameters(), lr=config.free_learning_rate)
+    begin = 0
+    if checkpoints is not None and (found := read_checkpoint(checkpoints, key)):
+        content, tensors = found
+        try:
+            table.load_state_dict({"weight": tensors["prompts"]})
+            restore_optimiser(optimiser, tensors)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise damaged(checkpoints, error) from error
+        begin = int(content["step"])
+    for step in range(begin, config.free_steps):
+        rng = random.Random(f"{config.seed}-{STAGE}-{step}")
+        edits = source.draw(rng, config.batch)
+        owners = torch.tensor([row[edit.target] for edit in edits for _ in range(2)], device=base.device)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(config, step, config.free_steps, config.free_learning_rate)
+        with torch.enable_grad():
+            prompts_BPD = spread * table(owners).unflatten(1, (prompt_tokens, width))
+            nats = _nats(base, prompts_BPD, edits, rng)
+            optimiser.zero_grad(set_to_none=True)
+            nats.backward()
+        if not torch.isfinite(nats):
+            raise EditRefusedError(
+                f"the loss of the free prompts at step {step} is not finite; lower free_learning_rate"
+            )
+        optimiser.step()
+        done = step + 1
+        if report is not None and (done % REPORT_EVERY == 0 or done == config.free_steps):
+            report({"step": done, "free_prompts": float(nats.detach())})
+        if checkpoints is not None and (done % config.checkpoint_every == 0 or done == config.free_steps):
+            kept = {"prompts": table.weight.detach(), **optimiser_tensors(optimiser)}
+            write_checkpoint(checkpoints, {"key": key, "step": done}, kept)
+        if progress is not None:
+            progress(STAGE, done, config.free_steps)
+    return FreePrompts(row, table.weight.detach().unflatten(1, (prompt_tokens, width)))
+
+
+def _nats(base: BaseModel, prompts_BPD: Tensor, edits: Sequence[MetaEdit], rng: random.Random) -> Tensor:
+    """Mean nats per target token of two queries of each edit behind its prompt."""
+    texts = [rng.choice(edit.queries) for edit in edits for _ in range(2)]
+    asked = AskedRows.targets(base, texts, [edit.target for edit in edits for _ in range(2)])
+    nats_L = cross_entropy(asked.logits(base, prompts_BPD), asked.label.to(base.device), reduction="none")
+    row_L = asked.row.to(base.device)
+    per_row = nats_L.new_zeros(len(texts)).index_add(0, row_L, nats_L) / row_L.bincount(minlength=len(texts))
+    return per_row.mean()
