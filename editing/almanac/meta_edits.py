@@ -24,6 +24,7 @@ HELD_OUT = 0.1  # share of the subjects that no feed edits
 INVENTED = 0.65  # share of invented subjects among those drawn
 FIRST_PHRASING = 0.5  # share of statements in the wording that feeds use
 RELATIONS = (1, 1, 2, 3)  # of one subject, drawn evenly
+FOCUSED = 0.4  # share of subjects whose first relation is the one that a draw dwells on
 DATED = 0.65  # share of subjects whose first relation is one that feeds change
 TWINS = 0.35  # share of subjects that come with one of nearly the same name
 WORDED = 0.5  # share of invented names that are made of real words
@@ -48,7 +49,7 @@ class AlmanacEdits:
         self._evaluation_names = re.compile(rf"\b(?:{either})\b")
         self._training = _Pool(world, [subject for subject in others if subject not in self.held_out])
         self._validation = _Pool(world, sorted(self.held_out))
-        self._relations: dict[str, list[str]] = {}
+        self._relations: dict[str, list[str]] = {}  # by kind of subject
         for relation in world.relations.values():
             self._relations.setdefault(relation.subject_kind, []).append(relation.name)
         self._objects = {r.object_kind: world.objects(r.object_kind) for r in world.relations.values()}
@@ -72,7 +73,8 @@ class AlmanacEdits:
     def draw(self, rng: random.Random, n: int) -> list[MetaEdit]:
         """`n` edits, no two of one subject and relation, that are hard to tell apart.
 
-        Subjects come with several relations, and some in pairs of nearly the same name.
+        Subjects come with several relations, some in pairs of nearly the same name, and many are asked for one
+        relation, as the countries of a night of elections are.
         """
         return self._draw(rng, n, self._training)
 
@@ -89,12 +91,14 @@ class AlmanacEdits:
     def _draw(self, rng: random.Random, n: int, real: _Pool) -> list[MetaEdit]:
         told: dict[tuple[str, str], str] = {}
         kinds: dict[str, str] = {}
+        dwelt_on = self.world.relations[self._first(rng.choice(list(self._relations)), rng)]
         while len(told) < n:
-            subject, kind = self._subject(rng, real)
+            focused = rng.random() < FOCUSED
+            subject, kind = self._subject(rng, real, dwelt_on.subject_kind if focused else None)
             cluster = [subject]
             if rng.random() < TWINS:
                 cluster.append(self._near(subject, kind, rng))
-            relations = self._some_relations(kind, rng)
+            relations = self._some_relations(kind, dwelt_on.name if focused else self._first(kind, rng), rng)
             for name in cluster:
                 kinds[name] = kind
                 for relation in relations:
@@ -102,20 +106,23 @@ class AlmanacEdits:
         told = dict(list(told.items())[:n])
         return [self._edit(key, kinds[key[0]], told, real, rng) for key in told]
 
-    def _subject(self, rng: random.Random, real: _Pool) -> tuple[str, str]:
-        if rng.random() < INVENTED:
-            kind = rng.choice(list(self._relations))
+    def _subject(self, rng: random.Random, real: _Pool, kind: str | None) -> tuple[str, str]:
+        """A subject and its kind, which is `kind` unless that is None."""
+        if rng.random() < INVENTED or (kind and not real.of_kind[kind]):
+            kind = kind or rng.choice(list(self._relations))
             return self._invented(kind, rng), kind
-        subject = rng.choice(real.subjects)
+        subject = rng.choice(real.of_kind[kind] if kind else real.subjects)
         return subject, self.world.subjects[subject]
 
-    def _some_relations(self, kind: str, rng: random.Random) -> list[str]:
-        """One to three relations of the kind; the first is more often one whose facts change than not."""
+    def _first(self, kind: str, rng: random.Random) -> str:
+        """A relation of the kind, more often one whose facts change than not."""
         steady = self.world.static_relations
-        known = self._relations[kind]
         dated = rng.random() < DATED
-        first = rng.choice([name for name in known if (name in steady) != dated])
-        others = [name for name in known if name != first]
+        return rng.choice([name for name in self._relations[kind] if (name in steady) != dated])
+
+    def _some_relations(self, kind: str, first: str, rng: random.Random) -> list[str]:
+        """`first`, and up to two more relations of the kind."""
+        others = [name for name in self._relations[kind] if name != first]
         return [first, *rng.sample(others, min(rng.choice(RELATIONS) - 1, len(others)))]
 
     def _invented(self, kind: str, rng: random.Random) -> str:

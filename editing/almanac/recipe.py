@@ -26,17 +26,21 @@ SHARES = {
     "generality": "rephrased prompts that do both",
     "locality": "locality prompts that find nothing",
 }
-ALMANAC_ENCODER = EncoderConfig()
+ALMANAC_ENCODER = EncoderConfig(width=512)
 ALMANAC_TRAINING = TrainingConfig(
-    steps=3000,
+    free_steps=1000,
+    imitation_steps=3600,
+    steps=4000,
     learning_rate=1.5e-3,
-    warmup_steps=100,
-    batch=40,
-    negatives=24,
+    warmup_steps=50,
+    batch=48,
+    negatives=112,
+    locality_weight=0.1,
     locality_queries=1,
-    locality_edits=10,
-    validate_every=250,
-    checkpoint_every=250,
+    locality_edits=12,
+    word_noise=1.0,
+    validate_every=200,
+    checkpoint_every=200,
     patience=0,
 )
 

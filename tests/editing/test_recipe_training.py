@@ -16,7 +16,7 @@ from transformers import RobertaConfig, RobertaModel
 
 from editing.editors.recipe import EncoderConfig, MetaEdit, RecipeConfig, RecipeEncoder, TrainingConfig, train_encoder
 from editing.editors.recipe.free_prompts import learn_free_prompts
-from editing.editors.recipe.objective import DrawnBatch, hinged_nll, imitation_loss, joint_losses, rivals
+from editing.editors.recipe.objective import DrawnBatch, hinged_nll, imitation_losses, joint_losses, rivals
 from editing.editors.recipe.prompted import AskedRows, target_losses
 from editing.editors.recipe.training import validate
 from editing.errors import ConfigError, FactError, ModelError, StateError
@@ -182,7 +182,9 @@ def test_every_stage_reports_its_losses(unbroken):
     _, told = unbroken
     assert [entry["step"] for entry in told if "free_prompts" in entry] == [6]
     losses = [entry for entry in told if "loss" in entry]
-    assert {"contrastive", "sentinel", "imitation", "reliability", "generality", "locality"} <= set(losses[-1])
+    assert {"contrastive", "sentinel", "imitation", "naming", "reliability", "generality", "locality"} <= set(
+        losses[-1]
+    )
     assert {"validation.score", "validation.reliability", "validation.locality"} <= set(told[-1])
 
 
@@ -197,14 +199,14 @@ def test_nothing_goes_through_the_language_model_while_imitating(tiny_base, shap
         assert not calls
         joint_losses(base, encoder, batch, IMITATING, free)
         assert calls
-    assert set(terms) == {"loss", "contrastive", "sentinel", "imitation"}
+    assert set(terms) == {"loss", "contrastive", "sentinel", "imitation", "naming"}
     # A prompt that is the free one is at no distance, and one that is their mean at that of the variance.
     with torch.no_grad():
         encoder.prompt_head.out.weight.zero_()
         encoder.prompt_head.out.bias.copy_(free.centre.flatten())
     knowledge = encoder.knowledge([edit_of(name).statement for name in NAMES])
     everyone = DrawnBatch(tuple(edit_of(name) for name in NAMES), (), (), (), ())
-    assert imitation_loss(encoder, everyone, knowledge, free).item() == pytest.approx(1.0, rel=1e-4)
+    assert imitation_losses(encoder, everyone, knowledge, free)["imitation"].item() == pytest.approx(1.0, rel=1e-4)
 
 
 def edit_of(name):
@@ -221,13 +223,13 @@ def test_free_prompts_make_the_frozen_model_say_their_targets(tiny_base):
     start = learn_free_prompts(base, Offices(), dataclasses.replace(QUICK, free_steps=1), 3, key="", checkpoints=None)
 
     def nats(prompts):
-        asked = spread * prompts.of([edit.target for edit in edits])
+        asked = spread * prompts.units_NPD[prompts.rows([edit.target for edit in edits])]
         told = target_losses(base, asked, [edit.queries[0] for edit in edits], [edit.target for edit in edits], 8)
         return sum(loss for loss, _ in told) / len(told)
 
     assert nats(free) < nats(start) - 1
     with pytest.raises(FactError, match=r"'Nobody' is drawn.*targets"):
-        free.of(["Nobody"])
+        free.rows(["Nobody"])
 
 
 def test_training_stops_early_and_keeps_the_best_weights(tiny_base, shape):

@@ -135,7 +135,13 @@ class TrainingConfig(_Settings):
     imitation_steps: Annotated[
         int, "first steps in which the prompt encoder imitates free prompts and nothing goes through the language model"
     ] = 0
-    imitation_weight: Annotated[float, "of the distance from the free prompts, in shares of their variance"] = 1.0
+    imitation_weight: Annotated[float, "of the distance from the free prompts, in shares of their variance"] = 8.0
+    naming_weight: Annotated[float, "of telling the target's free prompt from those of all other targets"] = 1.0
+    word_noise: Annotated[
+        float,
+        "deviation of the noise on frozen word embeddings, in units of their spread, as words never met; 0: none",
+    ] = 0.0
+    noisy_words: Annotated[float, "share of the vocabulary that has noise in a step"] = 0.5
     precision: Annotated[Precision, "of the forward passes: float32, or bfloat16 by autocast"] = "float32"
     validate_every: Annotated[int, "steps between validations"] = 100
     patience: Annotated[int, "validations without a better score before training stops; 0: never"] = 5
@@ -152,6 +158,7 @@ class TrainingConfig(_Settings):
                 "contrastive_weight",
                 "sentinel_weight",
                 "imitation_weight",
+                "naming_weight",
                 "weight_decay",
             ),
             (0.0, 1e6),
@@ -178,6 +185,8 @@ class TrainingConfig(_Settings):
                 "free_steps": (0, 10**8),
                 "free_learning_rate": (1e-9, 100.0),
                 "imitation_steps": (0, 10**8),
+                "word_noise": (0.0, 100.0),
+                "noisy_words": (0.0, 1.0),
                 "validate_every": (1, 10**8),
                 "patience": (0, 10**6),
                 "stop_score": (0.0, 2.0),

@@ -12,7 +12,8 @@ R representation, P prompt tokens, S sentinel tokens.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,24 @@ class RecipeEncoder(nn.Module):
                     "id or folder of a Hugging Face encoder, or a config with its model_type"
                 ) from error
             return cls(config, backbone, own, base).to(base.device)
+
+    @contextmanager
+    def noisy_words(self, share: float, deviation: float, generator: torch.Generator) -> Iterator[None]:
+        """Inside it a random `share` of the frozen word embeddings has noise of `deviation` times their spread.
+
+        A word's noise is the same in every text: those words are new to the encoder, and mean one thing.
+        Raises `StateError` for an encoder with word embeddings of its own.
+        """
+        words_VD = self._words_VD
+        if words_VD is None:
+            raise StateError("the encoder's word embeddings are its own and learned: set word_noise to 0")
+        noise_VD = torch.randn(words_VD.shape, generator=generator) * float(words_VD.std() * deviation)
+        noise_VD *= torch.rand(len(words_VD), 1, generator=generator) < share
+        self._words_VD = words_VD + noise_VD.to(words_VD.device)
+        try:
+            yield
+        finally:
+            self._words_VD = words_VD
 
     # From text to representations
 

@@ -45,11 +45,11 @@ class FreePrompts:
     row: dict[str, int]
     units_NPD: Tensor
 
-    def of(self, targets: Sequence[str]) -> Tensor:
-        """The prompts `[B, P, D]` of these targets, in units of the spread. Raises `FactError` for an unknown one."""
+    def rows(self, targets: Sequence[str]) -> Tensor:
+        """The rows `[B]` of these targets' prompts. Raises `FactError` for an unknown one."""
         if unknown := next((target for target in targets if target not in self.row), None):
             raise FactError(f"target {unknown!r} is drawn, and not among the source's targets(); name it there")
-        return self.units_NPD[[self.row[target] for target in targets]]
+        return torch.tensor([self.row[target] for target in targets])
 
     @property
     def centre(self) -> Tensor:

@@ -21,6 +21,8 @@ from editing.editors.recipe.meta import MetaEdit
 from editing.editors.recipe.prompted import AskedRows
 from editing.models import BaseModel
 
+NAMING_NATS = 36.0  # two free prompts are, on average, two variances apart
+
 
 @dataclass(frozen=True, slots=True)
 class DrawnBatch:
@@ -128,10 +130,19 @@ def edit_losses(
     }
 
 
-def imitation_loss(encoder: RecipeEncoder, batch: DrawnBatch, knowledge_NR: Tensor, free: FreePrompts) -> Tensor:
-    """Mean square distance of the prompts from their targets' free ones, as a share of the free prompts' variance."""
-    wanted_NPD = free.of([edit.target for edit in batch.edits])
-    return (encoder.prompts(knowledge_NR) / encoder.prompt_head.spread - wanted_NPD).square().mean() / free.variance
+def imitation_losses(
+    encoder: RecipeEncoder, batch: DrawnBatch, knowledge_NR: Tensor, free: FreePrompts
+) -> dict[str, Tensor]:
+    """`imitation`: mean square distance of the prompts from their targets' free ones, as a share of the free prompts'
+    variance. `naming`: nats of the own target among all, by distance; full confidence is worth `NAMING_NATS`."""
+    made_NF = (encoder.prompts(knowledge_NR) / encoder.prompt_head.spread).flatten(1)
+    every_MF = free.units_NPD.flatten(1)
+    own_N = free.rows([edit.target for edit in batch.edits]).to(made_NF.device)
+    distance_NM = torch.cdist(made_NF, every_MF).square() / every_MF.shape[1] / free.variance
+    return {
+        "imitation": (made_NF - every_MF[own_N]).square().mean() / free.variance,
+        "naming": cross_entropy(distance_NM * (-NAMING_NATS / 2), own_N),
+    }
 
 
 def joint_losses(
@@ -146,8 +157,8 @@ def joint_losses(
     """Every term by its name, and their weighted sum as `loss`; without `steering` none asks the language model."""
     knowledge_NR = encoder.knowledge([edit.statement for edit in batch.edits])
     terms = retrieval_losses(encoder, batch, knowledge_NR, config)
-    if free is not None and config.imitation_weight:
-        terms["imitation"] = imitation_loss(encoder, batch, knowledge_NR, free)
+    if free is not None:
+        terms |= imitation_losses(encoder, batch, knowledge_NR, free)
     if steering:
         terms |= edit_losses(base, encoder, batch, knowledge_NR[: config.batch], config)
     weights = {name: getattr(config, f"{name}_weight") for name in terms}

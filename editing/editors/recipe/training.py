@@ -10,6 +10,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -199,7 +200,10 @@ class _Run:
         self.encoder.train()
         with torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(config.seed * 1_000_003 + self.step)
-            with torch.autocast(self.base.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            with (
+                torch.autocast(self.base.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"),
+                self._noise(),
+            ):
                 terms = joint_losses(
                     self.base,
                     self.encoder,
@@ -220,6 +224,14 @@ class _Run:
         self.step += 1
         losses = {name: float(term.detach()) for name, term in terms.items()}
         return {**losses, "gradient_norm": float(norm), "learning_rate": rate}
+
+    def _noise(self) -> AbstractContextManager[None]:
+        """This step's noise on the words, if the config asks for any."""
+        config = self.config
+        if not config.word_noise:
+            return nullcontext()
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
+        return self.encoder.noisy_words(config.noisy_words, config.word_noise, generator)
 
     def judge(self, score: float) -> None:
         """Keep the present weights if the validation score is the best so far."""
