@@ -108,19 +108,33 @@ def recipe_speed(rows: int) -> dict[str, Any]:
 
 
 def recipe_tokens(steps: int) -> list[dict[str, Any]]:
-    """Encoders of 1 to 5 prompt tokens, each trained for `steps` steps, and their shares on validation."""
+    """Encoders of 1 to 5 prompt tokens and their shares on validation.
+
+    All begin with the texts' part of the encoder in use. What makes prompts is trained anew: free prompts for
+    `steps` steps, then `steps` steps of the encoder, of which the last fifth goes through the language model.
+    """
     space = open_workspace()
     plan = plan_training.fn()
     source = edit_source(space)
-    training = replace(plan.training_config, steps=steps, validate_every=steps, patience=0)
+    initial = RecipeEncoder.load(encoder_folder(space.base, recipe_config(space)), space.base)
+    training = replace(
+        plan.training_config,
+        free_steps=steps,
+        imitation_steps=steps * 4 // 5,
+        steps=steps,
+        validate_every=steps,
+        patience=0,
+    )
     found = []
     for tokens in range(1, 6):
         encoder = train_encoder(
             space.base,
-            replace(plan.encoder_config, prompt_tokens=tokens),
+            replace(initial.config, prompt_tokens=tokens),
             training,
             source,
             checkpoints=None,
+            initial=initial,
+            initial_prompts=False,
             progress=reporter(f"{tokens} prompt tokens: "),
         )
         found.append({"tokens": tokens, **validate(space.base, encoder, source.validation())})

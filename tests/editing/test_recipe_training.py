@@ -368,3 +368,16 @@ def test_a_training_begins_with_the_weights_that_it_is_given(tiny_base, shape, t
     wider = dataclasses.replace(shape, width=24)
     with pytest.raises(StateError, match="width differs"):
         train_encoder(base, wider, still, Offices(), checkpoints=None, initial=first)
+
+
+def test_what_makes_prompts_can_be_trained_anew(tiny_base, shape):
+    base = tiny_base("gpt2")
+    first = train_encoder(base, shape, QUICK, Offices(), checkpoints=None)
+    still = dataclasses.replace(QUICK, steps=1, learning_rate=1e-9, validate_every=1)
+    fewer = dataclasses.replace(shape, prompt_tokens=2)
+    second = train_encoder(base, fewer, still, Offices(), checkpoints=None, initial=first, initial_prompts=False)
+    knowledge = first.knowledge(["The mayor of Arden is Moss"])
+    torch.testing.assert_close(second.knowledge(["The mayor of Arden is Moss"]), knowledge, atol=1e-5, rtol=0)
+    assert second.prompts(knowledge).shape == (1, 2, 32)
+    with pytest.raises(StateError, match="prompt_tokens differs"):
+        train_encoder(base, fewer, still, Offices(), checkpoints=None, initial=first)

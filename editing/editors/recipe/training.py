@@ -104,12 +104,15 @@ def train_encoder(
     *,
     checkpoints: Path | None,
     initial: RecipeEncoder | None = None,
+    initial_prompts: bool = True,
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> RecipeEncoder:
     """The encoder with the best validation score, frozen.
 
-    The weights begin at random, or with those of `initial`, an encoder of this config for this base.
+    The weights begin at random, or with those of `initial`, an encoder of this config for this base; without
+    `initial_prompts` what makes prompts begins at random all the same, and their number may be another. With
+    `free_steps` free prompts are optimised first.
     With `checkpoints` (a folder, made if needed) a training of the same configs and base that was cut
     short goes on where its last checkpoint is. `report` gets the losses every few steps and the
     validation's shares as `validation.*`, each with `step`. Raises `EditRefusedError` when a loss is
@@ -118,8 +121,14 @@ def train_encoder(
     """
     encoder = RecipeEncoder.create(base, encoder_config)
     if initial is not None:
-        _begin_with(encoder, initial)
-    run = _Run(base, encoder, training_config, initial.digest if initial else None)
+        _begin_with(encoder, initial, initial_prompts)
+    run = _Run(
+        base,
+        encoder,
+        training_config,
+        initial=initial.digest if initial else None,
+        makes_prompts=initial is not None and initial_prompts,
+    )
     if training_config.free_steps:
         run.imitate(
             learn_free_prompts(
@@ -161,6 +170,7 @@ class _Run:
     encoder: RecipeEncoder
     config: TrainingConfig
     initial: str | None = None
+    makes_prompts: bool = False  # the weights that it begins with do
     step: int = 0
     best_score: float = -math.inf
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -172,13 +182,15 @@ class _Run:
             self.encoder.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
         self.key = hashlib.sha256(
-            canonical_json([self.encoder.content(), self.config.to_dict(), self.initial, FORMAT]).encode()
+            canonical_json(
+                [self.encoder.content(), self.config.to_dict(), self.initial, self.makes_prompts, FORMAT]
+            ).encode()
         ).hexdigest()
 
     def imitate(self, free: FreePrompts) -> None:
         """Take these free prompts for what the prompt encoder begins with; their mean is its first guess."""
         self.free = free
-        if self.initial is None:
+        if not self.makes_prompts:
             with torch.no_grad():
                 self.encoder.prompt_head.out.bias.copy_(free.centre.flatten())
 
@@ -270,13 +282,19 @@ class _Run:
         self.best_score = -math.inf if content["best_score"] is None else content["best_score"]
 
 
-def _begin_with(encoder: RecipeEncoder, initial: RecipeEncoder) -> None:
-    """Give `encoder` the weights of `initial`. Raises `StateError` when they are of different shapes."""
+def _begin_with(encoder: RecipeEncoder, initial: RecipeEncoder, prompts: bool) -> None:
+    """Give `encoder` the weights of `initial`, or all but those that make prompts.
+
+    Raises `StateError` when they are of different shapes.
+    """
     mine, theirs = encoder.config.to_dict(), initial.config.to_dict()
-    for name in sorted(set(mine) - {"seed"}):
+    for name in sorted(set(mine) - {"seed"} - (set() if prompts else {"prompt_tokens"})):
         if mine[name] != theirs[name]:
             raise StateError(
                 f"{name} differs: the encoder to begin with has {theirs[name]!r}, the one to train {mine[name]!r}; "
                 "set the encoder's config to that of the first"
             )
-    encoder.load_state_dict(initial.state_dict())
+    given = initial.state_dict()
+    if not prompts:
+        given |= {name: own for name, own in encoder.state_dict().items() if name.startswith("prompt_head.")}
+    encoder.load_state_dict(given)
