@@ -35,7 +35,8 @@ class Offices:
     """Edits of places and offices; two places are kept for validation."""
 
     def draw(self, rng, n, places=PLACES[:3]):
-        keys = rng.sample([(place, office) for place in places for office in OFFICES], n)
+        keys = [(place, office) for place in places for office in OFFICES]
+        keys = rng.sample(keys, min(n, len(keys)))
         return [self._edit(rng, *key) for key in keys]
 
     def validation(self):

@@ -37,7 +37,7 @@ from editing.errors import EditRefusedError, StateError
 from editing.models import BaseModel
 from editing.storage import canonical_json
 
-FORMAT = 2
+FORMAT = 3
 REPORT_EVERY = 10
 VALIDATION_ROWS = 128
 FREE = "free-prompts"  # folder of the free prompts' checkpoint
@@ -138,6 +138,7 @@ def train_encoder(
                 encoder_config.prompt_tokens,
                 key=run.key,
                 checkpoints=None if checkpoints is None else checkpoints / FREE,
+                initial=initial if initial_prompts else None,
                 progress=progress,
                 report=report,
             )
