@@ -40,7 +40,10 @@ class MetaSource(Protocol):
     """Meta-edits without end for training, and a fixed split for validation, disjoint in subjects."""
 
     def draw(self, rng: random.Random, n: int) -> list[MetaEdit]:
-        """`n` training edits, or as many as there are. Equal states of `rng` give equal edits: a resumed training draws what it would have."""
+        """`n` training edits, or as many as there are.
+
+        Equal states of `rng` give equal edits: a resumed training draws what it would have.
+        """
         ...
 
     def validation(self) -> list[MetaEdit]:
