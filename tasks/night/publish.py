@@ -48,13 +48,13 @@ def publish(work: NightWork, candidate: str) -> int:
         _describe(space, work, run, report, verdict)
         checkpoint("logged")
         version = space.registry.register(
-            run.run_id, space.state_folder(candidate), digest=candidate, tags=_lineage(space, work)
+            run.run_id, space.state_folder(candidate), digest=candidate, tags=_lineage(space, work), parent=work.parent
         )
     checkpoint("registered")
     try:
         _load_back(space, version)
-    except (StateError, ArtifactMissingError):  # of a version that was registered before, and damaged since
-        space.registry.upload(version.run_id, space.state_folder(candidate))
+    except (StateError, ArtifactMissingError):  # registered before and damaged since, or shared with a damaged parent
+        space.registry.restore(version, space.state_folder(candidate))
         _load_back(space, version)
     record_answers(space, version.digest, report)
     space.registry.tag(version.number, {"errata.verdict": verdict.decision})
