@@ -104,7 +104,17 @@ class Repository:
             behind = sizes[::-1].cumsum()[::-1] - sizes
             first = int(np.argmax(sizes <= behind))
             segments[first:] = [Segment.merged(segments[first:])]
-        return replace(self, segments=tuple(segments))
+        grown = replace(self, segments=tuple(segments))
+        if "live" in vars(self):  # which is dear to work out from all keys
+            vars(grown)["live"] = self._live_before(segment)
+        return grown
+
+    def _live_before(self, segment: Segment) -> np.ndarray:
+        """`live` with these rows behind the others."""
+        keys = segment.table[KEY].combine_chunks()
+        told = [pc.is_in(each.table[KEY], value_set=keys).to_numpy() for each in self.segments]
+        before = self.live & ~np.concatenate(told) if told else self.live
+        return np.concatenate([before, Repository((segment,)).live])
 
     def retract(self, fact_ids: Sequence[str]) -> Repository:
         """Without these facts. Raises `StateError` naming those that no row holds."""
