@@ -25,7 +25,7 @@ def promote(
 ) -> Change:
     """Put a version into service, after checking that it loads; the canary follows."""
     settle_aliases()
-    return _carry_out(plan_promotion(version, reason, who))
+    return carry_out(plan_promotion(version, reason, who))
 
 
 @flow(name="rollback", description="Go back to an earlier champion: by default to the previous one.")
@@ -37,10 +37,11 @@ def rollback(
 ) -> Change:
     """Put an earlier champion into service again; killed anywhere, the next rollback completes it first."""
     settle_aliases()
-    return _carry_out(plan_rollback(to, as_utc(as_of), reason, who))
+    return carry_out(plan_rollback(to, as_utc(as_of), reason, who))
 
 
-def _carry_out(change: Change) -> Change:
+def carry_out(change: Change) -> Change:
+    """Move the champion as decided, with the canary behind it; the change."""
     move_champion(change)
     if change.to is not None and open_workspace().settings.canary.after_promotion:
         try:

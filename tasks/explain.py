@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from editing.editors import get_editor
 from editing.facts import FactChange
 from tasks.ask import ask
 from tasks.champion.choose import digest_of
@@ -18,14 +19,16 @@ def explain(space: Workspace, prompt: str, version: str | int = CHAMPION) -> dic
 
     `edit` is the fact that answers (None: the base does), `limit` the score that it had to beat;
     `candidates` are the best-scored facts, each with its source, night and version; `tokens` the
-    scores of CoachHooK's hooks. Raises `RegistryError` when there is no such version.
+    scores of CoachHooK's hooks, whose `threshold` is None while nothing is edited: no score reaches it.
+    Raises `RegistryError` when there is no such version.
     """
     digest = digest_of(space, version)
     (answer,) = ask(space, [prompt], version)
     told: dict[str, Any] = {"prompt": prompt, "version": version, "answer": answer, "edit": None}
     if digest is None:
         return {**told, "method": "base", "asked": prompt, "limit": None, "candidates": [], "tokens": []}
-    found = space.editor.explain(space.base, space.state(digest), prompt)
+    state = space.state(digest)
+    found = get_editor(state.method).explain(space.base, state, prompt)
     scores = {candidate.fact.fact_id: candidate.score for candidate in found.candidates}
     edit = found.answered_by
     return {

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -23,6 +22,7 @@ from requests import RequestException
 
 from tasks.errors import TasksError
 from tasks.settings import MLFLOW_PORT
+from tasks.version_files import STATE_FOLDER, VersionFiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,6 @@ CHALLENGER = "challenger"
 NIGHT_TAG = "errata.night"
 DIGEST_TAG = "errata.state_digest"
 POINTED_TAG = "errata.pointed"
-STATE_FOLDER = "state"
 TABLES_TAG = "mlflow.loggedArtifacts"
 PARAM_LIMIT = 6000
 PARAMS_A_CALL = 100
@@ -72,6 +71,7 @@ class Registry:
         self._cache = cache
         self._client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         self._tracking_uri = tracking_uri
+        self._files = VersionFiles(self._client, tracking_uri)
         self._artifacts = str(artifacts) if tracking_uri.startswith("sqlite:") else None
 
     @contextmanager
@@ -92,8 +92,13 @@ class Registry:
             raise
         self._client.set_terminated(run.info.run_id, "FINISHED")
 
-    def register(self, run_id: str, folder: Path, *, digest: str, tags: Mapping[str, str]) -> Version:
-        """Register the files of `folder` as a version; the version of `digest` that exists already, if one does."""
+    def register(
+        self, run_id: str, folder: Path, *, digest: str, tags: Mapping[str, str], parent: str | None = None
+    ) -> Version:
+        """Register the files of `folder` as a version; the version of `digest` that exists already, if one does.
+
+        Files that the version of the state `parent` (a digest) has as well are shared with it.
+        """
         if existing := self.by_digest(digest):
             return existing
         try:
@@ -101,14 +106,15 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        self.upload(run_id, folder)
+        before = self.by_digest(parent) if parent else None
+        self._files.put(run_id, folder, parent_run=before.run_id if before else None)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{STATE_FOLDER}"
         made = self._client.create_model_version(self.name, source, run_id=run_id, tags={**tags, DIGEST_TAG: digest})
         return _version(made)
 
-    def upload(self, run_id: str, folder: Path) -> None:
-        """Put the files of a version where its run keeps them, in place of those that are there."""
-        self._client.log_artifacts(run_id, str(folder), STATE_FOLDER)
+    def restore(self, version: Version, folder: Path) -> None:
+        """Put all files of a version where its run keeps them, in place of those that are there."""
+        self._files.put(version.run_id, folder)
 
     def by_digest(self, digest: str) -> Version | None:
         """The version whose state has this digest."""
@@ -174,7 +180,11 @@ class Registry:
             self._client.set_model_version_tag(self.name, str(version), key, value)
 
     def fetch(self, version: Version) -> Path:
-        """The version's files as the registry has them, downloaded once; whoever loads them verifies the digest."""
+        """The version's files as the registry has them, downloaded (on the store's own machine: linked) once.
+
+        Whoever loads them verifies the digest. Raises `ArtifactMissingError` for files that are not there,
+        `StateError` for one that is kept with another version and was altered.
+        """
         target = self._cache / f"{version.number}-{version.digest[:16]}"
         if not target.exists():
             self._cache.mkdir(parents=True, exist_ok=True)
@@ -183,11 +193,11 @@ class Registry:
                 try:
                     with self.answering():
                         source = self._client.get_model_version_download_uri(self.name, str(version.number))
-                        files = download_artifacts(source, dst_path=part, tracking_uri=self._tracking_uri)
+                        files = self._files.get(source, Path(part))
                 except (MlflowException, OSError) as error:
                     sentence = f"the files of {place} are not at {self._tracking_uri}: {error}"
                     raise ArtifactMissingError(sentence) from error
-                Path(files).replace(target)
+                files.replace(target)
         return target
 
     @contextmanager

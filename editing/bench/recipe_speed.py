@@ -37,6 +37,7 @@ SEGMENT = 20_000  # facts encoded and appended together
 QUESTIONS = 400  # rephrased questions that retrieval is timed and checked with
 NEW_TOKENS = 64
 PROMPTS = 5  # questions that are answered
+NIGHT = 10  # facts that are appended to the largest repository
 
 Result = TypeVar("Result")
 
@@ -56,7 +57,8 @@ def measure_recipe_speed(
     """Adding `added` facts, generation with `crowd` facts, and retrieval at `sizes` rows, as plain JSON types.
 
     `retrieval_ms_100k`, `retrieval_ms_1m` and `recall` (the lower of the two) are medians and shares
-    of `measure_retrieval`; with other `sizes` they are named by those. `generation_overhead` is the
+    of `measure_retrieval`; with other `sizes` they are named by those, and so is `open_s_1m` (seconds).
+    `append_ms` and `append_bytes` are those of `NIGHT` facts more, on disk. `generation_overhead` is the
     base's; `inference` holds also, with `shapes`, that of a model of GPT-2 small's shape. `layers` are
     those that CoachHooK would edit.
     """
@@ -76,12 +78,16 @@ def measure_recipe_speed(
         seconds, indexed = _timed_result(with_index, state)
         retrieval.append({**measure_retrieval(indexed), "index_seconds": seconds})
         found[f"retrieval_ms_{_short(size)}"] = retrieval[-1]["ms"]
+    opening = measure_opening(base, indexed, list(islice(facts, NIGHT)))
     return {
         **found,
+        f"open_s_{_short(len(indexed.repository))}": opening["open_seconds"],
+        "append_ms": 1e3 * opening["append_seconds"],
+        "append_bytes": opening["append_bytes"],
         "recall": min(row["recall"] for row in retrieval),
         "generation_overhead": inference[base.model_id]["generation_overhead"],
         "retrieval": retrieval,
-        "opening": measure_opening(base, indexed),
+        "opening": opening,
         "inference": inference,
         "model": base.model_id,
         "threads": torch.get_num_threads(),
@@ -171,15 +177,32 @@ def measure_retrieval(state: RecipeState, *, seed: int = 0) -> dict[str, float]:
     }
 
 
-def measure_opening(base: BaseModel, state: RecipeState) -> dict[str, float]:
-    """Seconds to save the state, to open it again with every digest verified, and to answer a first question."""
+def measure_opening(base: BaseModel, state: RecipeState, more: Sequence[FactChange]) -> dict[str, float]:
+    """Seconds to save the state, to open it with every digest verified, to answer a first question, and to apply and
+    save `more` facts; bytes of the state's files, and of those that the further facts wrote."""
     editor = Recipe()
-    with tempfile.TemporaryDirectory() as folder:
-        saved = _timed(editor.save, state, Path(folder))
-        loaded, opened = _timed_result(editor.load, Path(folder), base)
-        first = _timed(editor.explain, base, opened, opened.repository.fact_at(0).question)
-        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    return {"save_seconds": saved, "open_seconds": loaded, "first_question_seconds": first, "bytes": size}
+    with tempfile.TemporaryDirectory() as scratch:
+        first, second = Path(scratch) / "first", Path(scratch) / "second"
+        saved = _timed(editor.save, state, first)
+        loaded, opened = _timed_result(editor.load, first, base)
+        asked = _timed(editor.explain, base, opened, opened.repository.fact_at(0).question)
+        applied, after = _timed_result(editor.apply, base, opened, EditBatch(tuple(more)))
+        appended = applied + _timed(editor.save, after.state, second)
+        before, now = _sizes(first), _sizes(second)
+    return {
+        "save_seconds": saved,
+        "open_seconds": loaded,
+        "first_question_seconds": asked,
+        "append_seconds": appended,
+        "append_bytes": sum(size for inode, size in now.items() if inode not in before),
+        "bytes": sum(before.values()),
+    }
+
+
+def _sizes(folder: Path) -> dict[int, int]:
+    """Bytes of the files below `folder`, each file once, whatever names it has."""
+    found = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return {stat.st_ino: stat.st_size for stat in found}
 
 
 def _exact_rows(repository: Repository, queries_QR: torch.Tensor) -> np.ndarray:

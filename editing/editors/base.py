@@ -76,13 +76,16 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class HookedToken:
-    """A token of a prompt at one edited layer: its score, the layer's threshold, and whether it took the hook."""
+    """A token of a prompt at one edited layer: its score, the layer's threshold, and whether it took the hook.
+
+    `threshold` is None while nothing is edited at the layer: no score reaches it.
+    """
 
     layer: int
     position: int
     token: str
     score: float
-    threshold: float
+    threshold: float | None
     fired: bool
 
 
@@ -155,6 +158,13 @@ class Editor(Protocol[State]):
         self, base: BaseModel, state: State, fact_ids: Sequence[str], *, progress: Progress | None = None
     ) -> State:
         """The state as if these facts had never been applied."""
+        ...
+
+    def compact(self, base: BaseModel, state: State) -> State:
+        """A state that holds, answers and takes facts back as `state` does, in as few bytes and files as can be.
+
+        `state` itself where nothing is to be gained.
+        """
         ...
 
     def attach(self, base: BaseModel, state: State) -> AbstractContextManager[None]:

@@ -21,6 +21,9 @@ TEXT = (
 )
 
 
+ROOM = 8  # positions that the text leaves to what an editor puts in front of it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryLimits:
     """What a batch may do to the model at most.
@@ -84,6 +87,6 @@ def _perplexity(base: BaseModel) -> float:
     """Of the fixed text, under whatever is attached."""
     ids = encode_prompts(base.tokenizer, [TEXT])["input_ids"].to(base.device)
     longest = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
-    ids = ids[:, :longest]
+    ids = ids if longest is None else ids[:, : longest - ROOM]
     logits = base.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     return math.exp(float(torch.nn.functional.cross_entropy(logits, ids[0, 1:].to(logits.device))))

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TypeVar
 
+from editing.editors.base import EditState
 from editing.evals.report import EvalReport, ItemOutcome
 from editing.evals.scorer import Scorer
+from editing.facts import FactChange
 from tasks.ask import MAX_NEW_TOKENS
 from tasks.ledger import RecordedAnswer
 from tasks.settings import Settings
@@ -55,7 +57,7 @@ def record_answers(space: Workspace, digest: str, report: EvalReport) -> None:
     if space.ledger.answers(digest):
         return
     settings = space.settings.canary
-    facts = _drawn(space.state(digest).facts, lambda fact: fact.fact_id, settings.facts)
+    facts = drawn_facts(space.state(digest), settings.facts)
     prompts = [fact.question for fact in facts]
     with space.scorer(digest) as scorer:
         given = scorer.generate(prompts, MAX_NEW_TOKENS) if prompts else []
@@ -74,6 +76,11 @@ def record_answers(space: Workspace, digest: str, report: EvalReport) -> None:
         if outcome.item_id in items
     ]
     space.ledger.record_answers(recorded)
+
+
+def drawn_facts(state: EditState, n: int) -> list[FactChange]:
+    """At most `n` of the facts that a state holds, the same ones whenever they are drawn."""
+    return _drawn(state.facts, lambda fact: fact.fact_id, n)
 
 
 def suite_asked(settings: Settings) -> str:

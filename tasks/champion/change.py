@@ -22,7 +22,7 @@ from tasks.ledger import RunPhase, RunRecord
 from tasks.registry import CHALLENGER, CHAMPION
 from tasks.workspace import Workspace, open_workspace
 
-Kind = Literal["promote", "rollback"]
+Kind = Literal["promote", "rollback", "compact"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +93,21 @@ def plan_rollback(to: str | int | None, as_of: datetime | None, reason: str, who
     if standing(space) is None or not before:
         raise ChoiceError("the base serves; there is nothing to go back to, `errata promote VERSION` goes forward")
     return _begin(space, "rollback", before[0], reason, who)
+
+
+@task(name="plan compaction", cache_policy=NO_CACHE)
+def plan_compaction(of: int, version: int, reason: str, who: str) -> Change:
+    """The change that puts `version`, which is champion `of` compacted, in its place.
+
+    Raises `ChoiceError` when the champion is another by now.
+    """
+    space = open_workspace()
+    if standing(space) != of:
+        raise ChoiceError(
+            f"the champion became {called(standing(space))} while version {of} was compacted; nothing was moved, "
+            "compact again"
+        )
+    return _begin(space, "compact", version, reason, who)
 
 
 @task(name="move champion", cache_policy=NO_CACHE)

@@ -86,7 +86,8 @@ def check_in_fresh_process(question: Question) -> Finding:
 def examine(question: Question) -> Finding:
     """Load the version from the registry into this process and compare it with what the ledger says of it."""
     space = Workspace(Settings.model_validate(question.settings))
-    with tempfile.TemporaryDirectory(prefix="errata-canary-") as cache:
+    space.settings.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=space.settings.cache, prefix="canary-") as cache:
         return _examine(space, question, Path(cache))
 
 

@@ -1,19 +1,15 @@
-"""What a night leaves in MLflow: its run, and the candidate as a version that was loaded back and checked."""
+"""What a night leaves in MLflow: its run, with the candidate as a version."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
 
-import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from editing.errors import StateError
 from editing.evals.gate import Verdict
 from editing.evals.report import EvalReport
-from editing.tokenisation import encode_prompts
 from tasks.artifacts import show_link
 from tasks.champion.answers import record_answers
 from tasks.faults import checkpoint
@@ -26,12 +22,11 @@ from tasks.night.summary import finished_nights, scores_of
 from tasks.night.telemetry import log_telemetry
 from tasks.night.timing import log_timing
 from tasks.plots import retention_by_age, success_by_night
-from tasks.registry import ArtifactMissingError, NightRun, Version
+from tasks.registration import register_state
+from tasks.registry import NightRun
 from tasks.report.content import report_path
 from tasks.workspace import Workspace, open_workspace
 
-PROBES = 8
-PROBE_TOLERANCE = 1e-4
 TAG_LIMIT = 50_000
 REPORT = "report.html"
 
@@ -47,15 +42,7 @@ def publish(work: NightWork, candidate: str) -> int:
     with space.registry.night_run(work.key, title=f"night {work.time:%Y-%m-%d}") as run:
         _describe(space, work, run, report, verdict)
         checkpoint("logged")
-        version = space.registry.register(
-            run.run_id, space.state_folder(candidate), digest=candidate, tags=_lineage(space, work)
-        )
-    checkpoint("registered")
-    try:
-        _load_back(space, version)
-    except (StateError, ArtifactMissingError):  # of a version that was registered before, and damaged since
-        space.registry.upload(version.run_id, space.state_folder(candidate))
-        _load_back(space, version)
+        version = register_state(space, run.run_id, candidate, _lineage(space, work), parent=work.parent)
     record_answers(space, version.digest, report)
     space.registry.tag(version.number, {"errata.verdict": verdict.decision})
     record_version(space, work, version, report, verdict)
@@ -82,31 +69,6 @@ def _lineage(space: Workspace, work: NightWork) -> dict[str, str]:
 def _listed(fact_ids: list[str]) -> str:
     text = ",".join(fact_ids)
     return text if len(text) <= TAG_LIMIT else f"{len(fact_ids)} facts: see the version's files"
-
-
-def _load_back(space: Workspace, version: Version) -> None:
-    """Raise unless the registry gives back the very state that was put in: same digest, same logits on the probes."""
-    kept = space.state(version.digest)
-    space.registry.forget(version)
-    back = space.load(space.registry.fetch(version), version.digest)
-    space.registry.forget(version)
-    prompts = [fact.question for fact in kept.facts[-PROBES:]]
-    if not prompts:
-        return
-    before, after = (_logits(space, state, prompts) for state in (kept, back))
-    difference = (before - after).abs().max().item()
-    if not difference <= PROBE_TOLERANCE:
-        raise StateError(
-            f"version {version.number} answers the probes with logits that differ by {difference:.3g} from the state "
-            f"that was registered; no alias was moved, register state {version.digest[:12]} again"
-        )
-
-
-@torch.inference_mode()
-def _logits(space: Workspace, state: Any, prompts: list[str]) -> torch.Tensor:
-    inputs = encode_prompts(space.base.tokenizer, prompts).to(space.base.device)
-    with space.editor.attach(space.base, state):
-        return space.base.model(**inputs).logits[:, -1].float()
 
 
 def _describe(space: Workspace, work: NightWork, run: NightRun, report: EvalReport, verdict: Verdict) -> None:

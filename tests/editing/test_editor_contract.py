@@ -319,6 +319,28 @@ def test_retracting_the_newer_fact_restores_the_older_one(tiny_base, edited, bat
 
 
 @each
+def test_a_compacted_state_is_the_same_to_whoever_asks_or_takes_back(
+    tiny_base, edited, batches, asked, tmp_path, method
+):
+    base, editor = tiny_base("gpt2"), get_editor(method)
+    state = editor.retract(base, edited(method, 3), [batches[0].facts[2].fact_id])
+    small = editor.compact(base, state)
+    assert small.fact_ids == state.fact_ids
+    assert editor.compact(base, small) is small
+    assert editor.save(small, tmp_path) == editor.load(tmp_path, base).digest == small.digest
+    prompts = [*asked, *(fact.question for batch in batches for fact in batch.facts)]
+    with editor.attach(base, state):
+        before = alone(base, prompts)
+    with editor.attach(base, small):
+        for one, other in zip(before, alone(base, prompts), strict=True):
+            assert torch.equal(one, other)
+    if method == "recipe":  # CoachHooK's is the very state
+        newer = batches[2].facts[0].fact_id
+        back = [editor.retract(base, each, [newer]).fact_ids for each in (state, small)]
+        assert back[0] == back[1] != small.fact_ids
+
+
+@each
 def test_retracting_everything_leaves_the_base(tiny_base, edited, asked, method):
     base, editor = tiny_base("gpt2"), get_editor(method)
     state = edited(method, 2)
@@ -360,6 +382,22 @@ def test_a_prompt_is_explained(tiny_base, edited, batches, method):
     if method != "coachhook":
         assert told.candidates[0].score > told.limit
         assert editor.explain(base, edited(method, 0), seat.question).answered_by is None
+
+
+@each
+@pytest.mark.parametrize("after", ["nothing", "a batch", "taking all back"])
+def test_an_explanation_is_json_in_every_state(tiny_base, edited, asked, method, after):
+    base, editor = tiny_base("gpt2"), get_editor(method)
+    state = edited(method, 0 if after == "nothing" else 1)
+    if after == "taking all back":
+        state = editor.retract(base, state, state.fact_ids)
+    for prompt in asked:
+        told = editor.explain(base, state, prompt)
+        content = dataclasses.asdict(dataclasses.replace(told, answered_by=None, candidates=()))
+        json.dumps([content, [candidate.score for candidate in told.candidates]], allow_nan=False)
+        # None: nothing is edited, so that no score reaches a threshold and no token takes the hook.
+        assert all((token.threshold is None) == (after != "a batch") for token in told.tokens)
+        assert not any(token.fired for token in told.tokens if token.threshold is None)
 
 
 @each

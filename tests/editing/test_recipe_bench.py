@@ -113,6 +113,9 @@ def test_speed_on_a_small_repository(base, config):
     assert 0 <= found["recall"] <= 1
     assert set(found["inference"][base.model_id]) >= {"base_seconds", "coachhook_seconds", "recipe_seconds"}
     assert found["opening"]["bytes"] > 4_000 * 32 * 4
+    assert found["append_bytes"] < found["opening"]["bytes"] / 20
+    assert found["open_s_4k"] > 0
+    assert found["append_ms"] > 0
 
 
 def test_too_few_facts_to_time():

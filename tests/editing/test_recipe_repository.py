@@ -134,12 +134,31 @@ def test_an_index_is_the_same_every_time(rows):
     assert built[0].digest == built[1].digest
 
 
-def test_many_small_appends_stay_few_segments(rows):
-    log = Repository()
-    for night in range(2 * MAX_SEGMENTS):
-        log = log.append(rows([night]))
-    assert len(log.segments) == MAX_SEGMENTS
-    assert [fact.subject for fact in log.facts()] == [f"Place {night}" for night in range(2 * MAX_SEGMENTS)]
+def test_many_small_appends_stay_few_segments_and_rewrite_little(rows):
+    """Each night costs its own rows but for a few, and all nights together a small multiple of the rows."""
+    nights, log, written = 600, Repository(), []
+    segments = [rows([night]) for night in range(nights)]
+    for segment in segments:
+        known = {segment.digest for segment in log.segments}
+        log = log.append(segment)
+        written.append(sum(len(segment) for segment in log.segments if segment.digest not in known))
+        assert len(log.segments) <= MAX_SEGMENTS
+    assert [fact.subject for fact in log.facts()] == [f"Place {night}" for night in range(nights)]
+    assert sum(rows > 1 for rows in written) <= nights / (MAX_SEGMENTS - np.log2(nights)) + 1
+    assert sum(written) <= nights * (2 + np.log2(nights / MAX_SEGMENTS))
+
+
+def test_a_large_segment_is_not_rewritten_for_small_ones(rows):
+    large = rows(range(500))
+    log = Repository().append(large)
+    for night in range(3 * MAX_SEGMENTS):
+        log = log.append(rows([1000 + night, 2000 + night]))
+    assert log.segments[0] is large
+    for night in range(60):
+        log = log.append(rows([3000 + night]))
+        log = log.append(rows(range(5000 + 20 * night, 5020 + 20 * night)))
+    assert log.segments[0] is not large  # what came behind has outgrown it
+    assert len(log) == 500 + 6 * MAX_SEGMENTS + 60 * 21
 
 
 def test_faiss_runs_on_one_thread_and_is_given_back():
@@ -279,14 +298,38 @@ def test_an_encoder_of_another_repository_is_refused(large, tiny_base, recipe_en
         EDITOR.start(tiny_base("llama"), {"encoder": recipe_encoder("gpt2", trained=False)})
 
 
-def test_compaction_keeps_what_is_answered_and_drops_the_rest(tiny_base, edited, batches, asked):
+def test_compaction_drops_what_was_taken_back_and_changes_no_answer(tiny_base, edited, batches, asked):
     base, state = tiny_base("gpt2"), edited("recipe", 3)
     gone = EDITOR.retract(base, state, [batches[1].facts[0].fact_id])
     small = EDITOR.compact(base, gone)
     assert small.fact_ids == gone.fact_ids
-    assert (len(gone.repository), len(small.repository), len(small.repository.segments)) == (7, 5, 1)
+    assert (len(gone.repository), len(small.repository), len(small.repository.segments)) == (7, 6, 1)
     assert small.parent == gone.digest
-    for prompt in [fact.question for batch in batches for fact in batch.facts]:
-        mine, theirs = EDITOR.explain(base, small, prompt), EDITOR.explain(base, gone, prompt)
-        assert (mine.answered_by, mine.limit) == (theirs.answered_by, theirs.limit)
-    assert EDITOR.compact(base, EDITOR.retract(base, small, small.fact_ids)).fact_ids == ()
+    prompts = [fact.question for batch in batches for fact in batch.facts] + asked
+
+    def same(one, other):
+        for prompt in prompts:
+            mine, theirs = EDITOR.explain(base, one, prompt), EDITOR.explain(base, other, prompt)
+            assert (mine.answered_by, mine.limit) == (theirs.answered_by, theirs.limit)
+            assert mine.candidates == theirs.candidates
+
+    same(small, gone)
+    # What a later fact superseded still comes back when that is retracted.
+    newer = batches[2].facts[0].fact_id
+    back = EDITOR.retract(base, small, [newer])
+    assert batches[0].facts[0].fact_id in back.fact_ids
+    same(back, EDITOR.retract(base, gone, [newer]))
+    assert EDITOR.compact(base, small) is small
+    assert EDITOR.compact(base, edited("recipe", 0)) is edited("recipe", 0)
+    while small.fact_ids:
+        small = EDITOR.retract(base, small, small.fact_ids)
+    assert len(EDITOR.compact(base, small).repository) == 0
+
+
+def test_compaction_builds_the_index_anew(large):
+    base, state = large(700)
+    state = dataclasses.replace(state, config=dataclasses.replace(state.config, exact_rows=300, recall=0.5))
+    first = EDITOR.retract(base, indexed(state), [state.repository.fact_at(0).fact_id])
+    assert [(part.start, part.end) for part in first.repository.parts] == [(0, 700)]
+    small = EDITOR.compact(base, first)
+    assert [(part.start, part.end) for part in small.repository.parts] == [(0, 699)]

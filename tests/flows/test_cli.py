@@ -102,6 +102,9 @@ def test_a_day_with_the_commands(errata, home, change):
     assert errata("canary")[1].strip() == "the base serves: there is no version to check"
     assert "version 1 serves now, the base no longer" in errata("promote", "1", "--reason", "seen")[1]
     assert "rollback: only to see" in errata("history")[1]
+    assert errata("compact")[1].strip() == "version 1 is compact already"
+    assert json.loads(errata("compact", "--json")[1])["version"] is None
+    assert json.loads(errata("explain", "The mayor of Arden is", "--json")[1])["edit"]["target"] == "Hal Birch"
     code, _, told = errata("approve")
     assert (code, "no version waits for approval" in told) == (1, True)
     code, out, told = errata("retract", life["fact_id"][:8], "--reason", "wrong source", "--as-of", "2018-02-28")

@@ -77,6 +77,12 @@ class Both:
             parts["coachhook"] = _COACHHOOK.retract(base, state.coachhook, mine, progress=progress)
         return replace(state, parent=state.digest, **parts)
 
+    def compact(self, base: BaseModel, state: BothState) -> BothState:
+        """RECIPE's part compacted, `state` itself where that is compact."""
+        state.require_base(base)
+        recipe = _RECIPE.compact(base, state.recipe)
+        return state if recipe is state.recipe else replace(state, parent=state.digest, recipe=recipe)
+
     def attach(self, base: BaseModel, state: BothState) -> AbstractContextManager[None]:
         """Inside it `base.model` is edited by both: a row that finds a fact is answered by its prompt, and every other
         row takes the hooks."""

@@ -151,6 +151,11 @@ class CoachHook:
                 replayed = _extend(base, replayed, facts, kept, progress)
         return replace(replayed, parent=state.digest)
 
+    def compact(self, base: BaseModel, state: CoachHookState) -> CoachHookState:
+        """`state` itself: hooks do not grow, and what is kept of each batch is what a retraction replays."""
+        state.require_base(base)
+        return state
+
     def attach(
         self, base: BaseModel, state: CoachHookState, *, decisions: list[ScopeDecision] | None = None
     ) -> AbstractContextManager[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 import torch
 
 from editing.editors.base import Candidate, Explanation, HookedToken
@@ -24,13 +26,14 @@ def explain(base: BaseModel, state: CoachHookState, prompt: str) -> Explanation:
     with Hooks(base, state.layers, state.config, decisions):
         base.model(**encoded, use_cache=False)
     ids = encoded["input_ids"][0].tolist()
+    thresholds = {layer: content.alpha if isfinite(content.alpha) else None for layer, content in state.layers.items()}
     tokens = tuple(
         HookedToken(
             layer=decision.layer,
             position=place,
             token=str(base.tokenizer.decode([ids[place]])),
             score=float(decision.scores[0, place]),
-            threshold=state.layers[decision.layer].alpha,
+            threshold=thresholds[decision.layer],
             fired=bool(decision.fired[0, place]),
         )
         for decision in decisions

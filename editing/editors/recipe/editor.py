@@ -107,13 +107,11 @@ class Recipe:
         return replace(state, parent=state.digest, repository=state.repository.retract(fact_ids))
 
     def compact(self, base: BaseModel, state: RecipeState) -> RecipeState:
-        """The state with one segment of what holds now, and one index where it is large.
-
-        It answers as before; facts that are retracted from now on no longer bring back those they superseded.
-        """
+        """See `editing.editors.base.Editor`: one segment without retracted rows, and one index where it is large."""
         state.require_base(base)
-        config = state.config
-        repository = state.repository.compact()
+        config, repository = state.config, state.repository.compact()
+        if repository is state.repository:
+            return state
         repository = repository.indexed(config.exact_rows, config.recall, lambda some: _questions(state, some))
         return replace(state, parent=state.digest, repository=repository)
 

@@ -70,9 +70,7 @@ class IndexPart:
         with one_thread():
             index.train(knowledge_NR)
             index.add_with_ids(knowledge_NR, np.arange(start, start + rows))
-            exact = faiss.IndexFlatIP(width)
-            exact.add(knowledge_NR)
-            _, truth_B1 = exact.search(queries_BR, 1)
+            _, truth_B1 = faiss.knn(queries_BR, knowledge_NR, 1, metric=faiss.METRIC_INNER_PRODUCT)
             probes, reached = 1, 0.0
             while True:
                 found_BK = index.search(queries_BR, 1 + PROPOSED, params=_probing(probes))[1]
@@ -113,7 +111,7 @@ class IndexPart:
         """
         path = folder / f"{content['digest']}.faiss"
         try:
-            data = np.fromfile(path, np.uint8)
+            data = np.memmap(path, np.uint8, mode="r")
         except OSError as error:
             raise StateError(f"{path} is missing; restore it from where the state was registered") from error
         if hashlib.sha256(data.data).hexdigest() != content["digest"]:

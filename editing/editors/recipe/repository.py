@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +92,29 @@ class Repository:
     # What changes it
 
     def append(self, segment: Segment) -> Repository:
-        """With these rows behind the others. Small neighbours are merged where there would be too many segments."""
+        """With these rows behind the others.
+
+        Where there would be more than `MAX_SEGMENTS`, every segment that is no larger than all behind it is
+        made one with those. What is left of it is larger than that, so a row is written anew each time that its
+        segment has at least doubled, and most appends write their own rows only.
+        """
         segments = [*self.segments, segment]
-        while len(segments) > MAX_SEGMENTS:
-            pairs = [len(one) + len(two) for one, two in pairwise(segments)]
-            at = pairs.index(min(pairs))
-            segments[at : at + 2] = [Segment.merged(segments[at : at + 2])]
-        return replace(self, segments=tuple(segments))
+        if len(segments) > MAX_SEGMENTS:
+            sizes = np.array([len(one) for one in segments])
+            behind = sizes[::-1].cumsum()[::-1] - sizes
+            first = int(np.argmax(sizes <= behind))
+            segments[first:] = [Segment.merged(segments[first:])]
+        grown = replace(self, segments=tuple(segments))
+        if "live" in vars(self):  # which is dear to work out from all keys
+            vars(grown)["live"] = self._live_before(segment)
+        return grown
+
+    def _live_before(self, segment: Segment) -> np.ndarray:
+        """`live` with these rows behind the others."""
+        keys = segment.table[KEY].combine_chunks()
+        told = [pc.is_in(each.table[KEY], value_set=keys).to_numpy() for each in self.segments]
+        before = self.live & ~np.concatenate(told) if told else self.live
+        return np.concatenate([before, Repository((segment,)).live])
 
     def retract(self, fact_ids: Sequence[str]) -> Repository:
         """Without these facts. Raises `StateError` naming those that no row holds."""
@@ -117,10 +132,16 @@ class Repository:
         return replace(self, retracted=tuple(sorted(already | set(gone))))
 
     def compact(self) -> Repository:
-        """Only what holds, in one segment and without indexes. What a newer fact superseded can no longer return."""
-        if not self.live.any():
+        """The rows that were not retracted, in one segment and without indexes; itself where that is what it has.
+
+        A superseded row stays: it holds again when what superseded it is retracted.
+        """
+        if len(self.segments) <= 1 and len(self.parts) <= 1 and not self.retracted:
+            return self
+        standing = np.setdiff1d(np.arange(len(self)), self.retracted)
+        parts = list(self._by_segment(standing))
+        if not parts:
             return Repository()
-        parts = list(self._by_segment(np.flatnonzero(self.live)))
         return Repository((Segment.merged([segment for segment, _ in parts], [rows for _, rows in parts]),))
 
     def indexed(self, exact_rows: int, recall: float, queries: Queries) -> Repository:

@@ -68,14 +68,13 @@ class Segment:
     @classmethod
     def merged(cls, segments: Sequence[Segment], rows: Sequence[np.ndarray] | None = None) -> Segment:
         """One segment of all rows of `segments`, or of these rows of each."""
-        knowledge = [segment.knowledge for segment in segments]
-        prompts = [segment.prompts for segment in segments]
-        tables = [segment.table for segment in segments]
-        if rows is not None:
-            knowledge = [part[torch.from_numpy(kept)] for part, kept in zip(knowledge, rows, strict=True)]
-            prompts = [part[torch.from_numpy(kept)] for part, kept in zip(prompts, rows, strict=True)]
-            tables = [table.take(pa.array(kept)) for table, kept in zip(tables, rows, strict=True)]
-        return cls.made(torch.cat(knowledge), torch.cat(prompts), pa.concat_tables(tables).combine_chunks())
+        wanted = [np.arange(len(segment)) for segment in segments] if rows is None else rows
+        table = pa.concat_tables(
+            segment.table.take(pa.array(kept)) for segment, kept in zip(segments, wanted, strict=True)
+        )
+        knowledge_NR = _together([segment.knowledge for segment in segments], wanted)
+        prompts_NPD = _together([segment.prompts for segment in segments], wanted)
+        return cls.made(knowledge_NR, prompts_NPD, table.combine_chunks())
 
     def facts(self, rows: Sequence[int]) -> Iterator[FactChange]:
         """The facts at these rows, in the order given."""
@@ -122,6 +121,16 @@ class Segment:
                 f"{segment.digest[:12]}); restore it from where the state was registered"
             )
         return segment
+
+
+def _together(parts: Sequence[Tensor], rows: Sequence[np.ndarray]) -> Tensor:
+    """These rows of each tensor, one behind the other; each is copied once."""
+    out = parts[0].new_empty(sum(map(len, rows)), *parts[0].shape[1:])
+    done = 0
+    for part, kept in zip(parts, rows, strict=True):
+        torch.index_select(part, 0, torch.from_numpy(kept), out=out[done : done + len(kept)])
+        done += len(kept)
+    return out
 
 
 def _hash_column(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:
