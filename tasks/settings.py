@@ -140,7 +140,10 @@ class EvaluationSettings(Section):
 
     suites: dict[str, SuiteSettings] = Field(default_factory=dict, description="By name; default: the Almanac's four.")
     batch_size: int = Field(64, ge=1, description="Fixed, because scores may move with it; recorded in every report.")
-    shards: int = Field(1, ge=1, description="Threads that share a model's batches; changes no score.")
+    shards: int = Field(1, ge=1, description="Parts of a model's batches, scored side by side; changes no score.")
+    task_runner: Literal["threads", "processes"] = Field(
+        "threads", description="What runs the shards when there are several: threads or processes."
+    )
     retention: int = Field(100, ge=1, description="Facts of earlier nights that are asked again, at most.")
     seed: int = Field(0, description="Draws the samples.")
 

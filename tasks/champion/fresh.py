@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from editing.errors import StateError
-from editing.evals.scorer import open_scorer
 from tasks.champion.answers import Comparison, compare_answers
 from tasks.errors import TasksError
 from tasks.ledger import RecordedAnswer
@@ -109,7 +108,8 @@ def _examine(space: Workspace, question: Question, cache: Path) -> Finding:
             version = registry.get(number)
         if lie := _lie(version, question):
             return found(Health.BAD, lie)
-        state = space.load(registry.fetch(version), question.digest)
+        folder = registry.fetch(version)
+        state = space.load(folder, question.digest)
     except RegistryUnreachableError as error:
         return found(Health.UNREACHABLE, str(error))
     except ArtifactMissingError as error:
@@ -117,7 +117,7 @@ def _examine(space: Workspace, question: Question, cache: Path) -> Finding:
     except (StateError, RegistryError) as error:
         return found(Health.BAD, f"version {number} does not load: {error}")
     settings = space.settings
-    with open_scorer(space.base, state, batch_size=settings.evaluation.batch_size) as scorer:
+    with space.scorer_of(state, folder, cache=None) as scorer:
         comparison = compare_answers(scorer, settings, [RecordedAnswer(**row) for row in question.recorded])
     if comparison.share > settings.canary.tolerance:
         sentence = (

@@ -1,0 +1,137 @@
+"""Shards of an evaluation over a Prefect task runner: on threads of this process, or in processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from editing.editors.base import EditState
+from editing.evals.shards import Work, answers
+from tasks.errors import TasksError
+from tasks.progress import reporter
+from tasks.workspace import Workspace
+
+RUNNERS: Mapping[str, Callable[[int], TaskRunner[Any]]] = {
+    "threads": lambda count: ThreadPoolTaskRunner(max_workers=count),
+    "processes": lambda count: ProcessPoolTaskRunner(max_workers=count),
+}
+
+
+class ShardLostError(TasksError, RuntimeError):
+    """The process that scored a shard ended before it had an answer."""
+
+
+class Shard:
+    """A part of an evaluation's work, with the state that it is to be asked (None: the base) and where that is kept.
+
+    Another process has the workspace open once and reads the state from its folder, by its digest. A plain class,
+    because Prefect looks through dataclasses and lists that a task is given, item by item.
+    """
+
+    def __init__(
+        self, space: Workspace, state: EditState | None, folder: Path | None, work: Work, threads: int
+    ) -> None:
+        self.space, self.state, self.work, self.threads = space, state, work, threads
+        self.place = None if state is None or folder is None else (folder, state.digest)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "state": None}
+
+    def answers(self, done: Callable[[int, int], None]) -> list[list[Any]]:
+        """The model's answers to each batch, on `threads` threads of arithmetic."""
+        state = self.state
+        if state is None and self.place is not None:
+            state = self.space.served(*self.place)
+        torch.set_num_threads(self.threads)
+        with self.space.lanes.serving(state) as model:
+            return answers(self.work, model, done)
+
+
+@task(name="score shard", task_run_name="score shard {part} of {what}", cache_policy=NO_CACHE, persist_result=False)
+def score_shard(shard: Shard, part: str, what: str) -> list[list[Any]]:
+    """Answer a shard's batches."""
+    return shard.answers(partial(reporter(), f"{what}, shard {part}"))
+
+
+class PrefectShards:
+    """Shares the work of one scorer's model out to the configured task runner.
+
+    The runner is started when it is first needed and ends with the `with`.
+    """
+
+    def __init__(self, space: Workspace, state: EditState | None, folder: Path | None) -> None:
+        self._space, self._state, self._folder = space, state, folder
+        self._kind = space.settings.evaluation.task_runner
+        self.count = space.settings.evaluation.shards
+        self._runner: TaskRunner[Any] | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._open.__exit__(*raised)
+        self._runner = None
+
+    def run(self, parts: Sequence[Work], what: str) -> Iterator[list[list[Any]]]:
+        """See `editing.evals.shards.Shards`; each part is a task run. Raises `ShardLostError` when its process dies."""
+        if self._runner is None:
+            self._runner = self._open.enter_context(RUNNERS[self._kind](self.count))
+        whole = torch.get_num_threads()
+        share = max(1, whole // self.count)
+        try:
+            with nullcontext() if self._kind == "threads" else _one_server():
+                futures = [
+                    self._runner.submit(
+                        score_shard,
+                        {
+                            "shard": Shard(self._space, self._state, self._folder, part, share),
+                            "part": f"{k}/{len(parts)}",
+                            "what": what,
+                        },
+                    )
+                    for k, part in enumerate(parts, 1)
+                ]
+            for future in futures:
+                try:
+                    yield future.result()
+                except BrokenExecutor as error:
+                    raise _lost(futures, what) from error
+        finally:
+            torch.set_num_threads(whole)
+
+
+@contextmanager
+def _one_server() -> Iterator[None]:
+    """Inside it other processes are told this one's Prefect server: with an ephemeral one each would start its own."""
+    with get_client(sync_client=True) as client:
+        url = str(client.api_url)
+    with temporary_settings({PREFECT_API_URL: url}):
+        yield
+
+
+def _lost(futures: Sequence[PrefectFuture[Any]], what: str) -> ShardLostError:
+    """The error for shards of `what` that ended with a process, whose task runs nobody else would close."""
+    message = (
+        f"a process that scored a shard of {what} was killed or ran out of memory; nothing of it was kept, run the "
+        "same again, with fewer evaluation.shards where memory is short"
+    )
+    with get_client(sync_client=True) as client:
+        for future in futures:
+            run = client.read_task_run(future.task_run_id)
+            if run.state is None or not run.state.is_final():
+                client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)
+    return ShardLostError(message)
