@@ -1,18 +1,22 @@
-"""Shards of an evaluation over a Prefect task runner: on threads of this process, or in processes of their own."""
+"""Shards of an evaluation over a Prefect task runner: on threads, in processes, or on a Dask cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import cached_property, partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, Self
 
 import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
@@ -21,13 +25,10 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from editing.editors.base import EditState
 from editing.evals.shards import Work, answers
 from tasks.errors import TasksError
+from tasks.faults import checkpoint
 from tasks.progress import reporter
+from tasks.settings import EvaluationSettings
 from tasks.workspace import Workspace
-
-RUNNERS: Mapping[str, Callable[[int], TaskRunner[Any]]] = {
-    "threads": lambda count: ThreadPoolTaskRunner(max_workers=count),
-    "processes": lambda count: ProcessPoolTaskRunner(max_workers=count),
-}
 
 
 class ShardLostError(TasksError, RuntimeError):
@@ -57,13 +58,50 @@ class Shard:
             state = self.space.served(*self.place)
         torch.set_num_threads(self.threads)
         with self.space.lanes.serving(state) as model:
-            return answers(self.work, model, done)
+            found = answers(self.work, model, done)
+        checkpoint("shard answered")
+        return found
 
 
 @task(name="score shard", task_run_name="score shard {part} of {what}", cache_policy=NO_CACHE, persist_result=False)
 def score_shard(shard: Shard, part: str, what: str) -> list[list[Any]]:
     """Answer a shard's batches."""
     return shard.answers(partial(reporter(), f"{what}, shard {part}"))
+
+
+def start_runner(settings: EvaluationSettings) -> TaskRunner[Any]:
+    """The task runner of the settings, for as many shards at once as they say; to be entered."""
+    count = settings.shards
+    if settings.task_runner == "threads":
+        return ThreadPoolTaskRunner(max_workers=count)
+    if settings.task_runner == "processes":
+        return ProcessPoolTaskRunner(max_workers=count, initializer=_end_with_parent)
+    from prefect_dask import DaskTaskRunner
+
+    if settings.dask_scheduler:
+        return DaskTaskRunner(address=settings.dask_scheduler)
+    return DaskTaskRunner(cluster_kwargs={"n_workers": count, "threads_per_worker": 1, "dashboard_address": None})
+
+
+def lost_errors(settings: EvaluationSettings) -> tuple[type[Exception], ...]:
+    """What the task runner raises for work whose process ended."""
+    if settings.task_runner != "dask":
+        return (BrokenExecutor,)
+    from distributed import KilledWorker
+
+    return (KilledWorker,)
+
+
+def _end_with_parent() -> None:
+    """Let this process end with the one that started it, even killed: a pool's processes would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 class PrefectShards:
@@ -74,9 +112,8 @@ class PrefectShards:
 
     def __init__(self, space: Workspace, state: EditState | None, folder: Path | None) -> None:
         self._space, self._state, self._folder = space, state, folder
-        self._kind = space.settings.evaluation.task_runner
-        self.count = space.settings.evaluation.shards
-        self._runner: TaskRunner[Any] | None = None
+        self._settings = space.settings.evaluation
+        self.count = self._settings.shards
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -84,16 +121,17 @@ class PrefectShards:
 
     def __exit__(self, *raised: Any) -> None:
         self._open.__exit__(*raised)
-        self._runner = None
+
+    @cached_property
+    def _runner(self) -> TaskRunner[Any]:
+        return self._open.enter_context(start_runner(self._settings))
 
     def run(self, parts: Sequence[Work], what: str) -> Iterator[list[list[Any]]]:
         """See `editing.evals.shards.Shards`; each part is a task run. Raises `ShardLostError` when its process dies."""
-        if self._runner is None:
-            self._runner = self._open.enter_context(RUNNERS[self._kind](self.count))
         whole = torch.get_num_threads()
         share = max(1, whole // self.count)
         try:
-            with nullcontext() if self._kind == "threads" else _one_server():
+            with nullcontext() if self._settings.task_runner == "threads" else _one_server():
                 futures = [
                     self._runner.submit(
                         score_shard,
@@ -108,7 +146,7 @@ class PrefectShards:
             for future in futures:
                 try:
                     yield future.result()
-                except BrokenExecutor as error:
+                except lost_errors(self._settings) as error:
                     raise _lost(futures, what) from error
         finally:
             torch.set_num_threads(whole)
@@ -131,7 +169,8 @@ def _lost(futures: Sequence[PrefectFuture[Any]], what: str) -> ShardLostError:
     )
     with get_client(sync_client=True) as client:
         for future in futures:
-            run = client.read_task_run(future.task_run_id)
-            if run.state is None or not run.state.is_final():
-                client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)
+            with suppress(ObjectNotFound):  # a run that had not begun
+                run = client.read_task_run(future.task_run_id)
+                if run.state is None or not run.state.is_final():
+                    client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)
     return ShardLostError(message)

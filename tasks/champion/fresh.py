@@ -7,6 +7,7 @@ stdout. It shares nothing with the process that asks: no model, no kept state, n
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -64,12 +65,23 @@ class Finding:
     differences: Sequence[Mapping[str, str]] = field(default_factory=tuple)
 
 
-def check_in_fresh_process(question: Question) -> Finding:
-    """Let a new process load and ask the version. Raises `CanaryError` when it ends without a finding."""
+def check_in_fresh_process(question: Question, server: str | None = None) -> Finding:
+    """Let a new process load and ask the version; `server` is the Prefect server that it tells of shards, if it has
+    any.
+
+    Raises `CanaryError` when it ends without a finding.
+    """
     command = [sys.executable, "-m", "tasks.champion.fresh"]
+    environment = {**os.environ, "PREFECT_API_URL": server} if server else None
     try:
         done = subprocess.run(
-            command, input=json.dumps(asdict(question)), capture_output=True, text=True, timeout=SECONDS, check=False
+            command,
+            input=json.dumps(asdict(question)),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+            env=environment,
         )
         content = json.loads(done.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
