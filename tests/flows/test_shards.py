@@ -104,7 +104,7 @@ def test_shards_on_threads_are_task_runs_and_change_no_score(champion, in_force,
 def killed_then_again(space: Workspace, monkeypatch) -> None:
     """A night loses a process that scores for it; the next run edits nothing again, and serves version 1."""
     monkeypatch.setenv("ERRATA_FAULT", "shard answered")
-    with pytest.raises(ShardLostError, match="zsre teacher-forced was killed or ran out of memory; nothing of it"):
+    with pytest.raises(ShardLostError, match="edits teacher-forced was killed or ran out of memory; nothing of it"):
         night(NightConfig(as_of=JANUARY))
     with get_client(sync_client=True) as client:
         latest = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
