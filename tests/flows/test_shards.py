@@ -3,7 +3,6 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from prefect import flow
@@ -175,14 +174,10 @@ def test_processes_end_with_the_one_that_started_them(home, in_force):
         "    print(runner.submit(task(os.getpid), {}).result(), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=False)
+    # The output ends with the last process that could write to it.
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=200, check=False)
     assert done.returncode == -signal.SIGKILL
-    child = Path(f"/proc/{int(done.stdout)}")
-    for _ in range(100):
-        if not child.exists():
-            break
-        time.sleep(0.1)
-    assert not child.exists()
+    assert int(done.stdout) > 0
 
 
 @pytest.mark.slow
