@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -34,6 +35,7 @@ PATHS = (("feed", "landing"), ("statistics", "corpus"), ("recipe", "edits"), ("r
 # Prefect's pages keep every log line; only the terminal is spared.
 QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
@@ -140,9 +142,21 @@ class EvaluationSettings(Section):
 
     suites: dict[str, SuiteSettings] = Field(default_factory=dict, description="By name; default: the Almanac's four.")
     batch_size: int = Field(64, ge=1, description="Fixed, because scores may move with it; recorded in every report.")
-    shards: int = Field(1, ge=1, description="Threads that share a model's batches; changes no score.")
+    shards: int = Field(1, ge=1, description="Parts of a model's batches, scored side by side; changes no score.")
+    task_runner: Literal["threads", "processes", "dask"] = Field(
+        "threads", description="What runs the shards when there are several: threads, processes or dask."
+    )
+    dask_scheduler: str | None = Field(None, description="Address of a Dask scheduler; default: one of this machine.")
     retention: int = Field(100, ge=1, description="Facts of earlier nights that are asked again, at most.")
     seed: int = Field(0, description="Draws the samples.")
+
+    @model_validator(mode="after")
+    def _runner_is_there(self) -> Self:
+        if self.task_runner == "dask" and find_spec("prefect_dask") is None:
+            raise ValueError("task_runner 'dask' needs prefect-dask: pip install 'errata[dask]'")
+        if self.dask_scheduler and self.task_runner != "dask":
+            raise ValueError(f"dask_scheduler is for task_runner 'dask', and task_runner is {self.task_runner!r}")
+        return self
 
 
 class GateSettings(Section):

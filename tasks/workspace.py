@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -42,6 +42,11 @@ class Workspace:
             folder.mkdir(parents=True, exist_ok=True)
         self._statistics: dict[tuple[int, ...], SecondMoments] = {}
         self._requests = RequestBook()
+        self._served: tuple[tuple[Path, str], EditState] | None = None
+
+    def __reduce__(self) -> Any:
+        """In another process it is the workspace that is open there with the same settings."""
+        return _open, (self.settings.model_dump_json(),)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -75,9 +80,9 @@ class Workspace:
         )
 
     @cached_property
-    def _lanes(self) -> Lanes:
-        """The model objects that evaluations are shared out to."""
-        return Lanes(self.base, self.settings.evaluation.shards)
+    def lanes(self) -> Lanes:
+        """More model objects over the base."""
+        return Lanes(self.base)
 
     @cached_property
     def editor(self) -> Any:
@@ -159,16 +164,27 @@ class Workspace:
         `to_edit` brings the statistics along. Raises `StateError` when what is found is not that state,
         `RegistryError` when nothing is found.
         """
+        return self._find(digest, to_edit)[1]
+
+    def _find(self, digest: str, to_edit: bool = False) -> tuple[Path, Any]:
+        """The folder of a state, kept or fetched, and the state as it was read from there."""
         folder = self.state_folder(digest)
         if folder.exists():
             try:
-                return self.load(folder, digest, to_edit=to_edit)
+                return folder, self.load(folder, digest, to_edit=to_edit)
             except StateError:
                 shutil.rmtree(folder)
         version = self.registry.by_digest(digest)
         if version is None:
             raise RegistryError(f"state {digest[:12]} is neither in {self.settings.states} nor in the registry")
-        return self.load(self.registry.fetch(version), digest, to_edit=to_edit)
+        folder = self.registry.fetch(version)
+        return folder, self.load(folder, digest, to_edit=to_edit)
+
+    def served(self, folder: Path, digest: str) -> EditState:
+        """`load`, which a process that scores one shard after another of a state does once."""
+        if self._served is None or self._served[0] != (folder, digest):
+            self._served = (folder, digest), self.load(folder, digest)
+        return self._served[1]
 
     def load(self, folder: Path, digest: str, *, to_edit: bool = False) -> Any:
         """The state in `folder`, of whatever method it names. Raises `StateError` unless it has this digest and
@@ -218,15 +234,35 @@ class Workspace:
 
     def scorer(self, digest: str | None, progress: Progress | None = None) -> AbstractContextManager[Scorer]:
         """A scorer of the state with this digest (None: the base), attached inside the `with`."""
-        return open_scorer(
-            self.base,
-            None if digest is None else self.state(digest),
-            batch_size=self.settings.evaluation.batch_size,
-            cache=self.settings.cache / "scores",
-            book=self._requests,
-            lanes=self._lanes,
-            progress=progress,
-        )
+        folder, state = (None, None) if digest is None else self._find(digest)
+        return self.scorer_of(state, folder, cache=self.settings.cache / "scores", progress=progress)
+
+    @contextmanager
+    def scorer_of(
+        self, state: EditState | None, folder: Path | None, *, cache: Path | None, progress: Progress | None = None
+    ) -> Iterator[Scorer]:
+        """A scorer of a state that was loaded from `folder` (both None: the base), which remembers in `cache`.
+
+        What is shared out goes to one task runner, held open as long as the scorer.
+        """
+        with ExitStack() as stack:
+            shards = None
+            if self.settings.evaluation.shards > 1:
+                from tasks.shards import PrefectShards  # a single shard does without Prefect
+
+                shards = stack.enter_context(PrefectShards(self, state, folder))
+            yield stack.enter_context(
+                open_scorer(
+                    self.base,
+                    state,
+                    batch_size=self.settings.evaluation.batch_size,
+                    cache=cache,
+                    book=self._requests,
+                    lanes=self.lanes,
+                    shards=shards,
+                    progress=progress,
+                )
+            )
 
 
 def _changed(now: Mapping[str, Any], before: Mapping[str, Any], within: str = "") -> list[tuple[str, Any, Any]]:

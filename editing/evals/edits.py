@@ -150,6 +150,7 @@ def edit_suite(
     probes, excluded = _probes(current, Contradictions(item.fact for item in holding), as_of, frozenset(metrics))
     if len(scored) > len(current):
         excluded["superseded or retracted"] += len(scored) - len(current)
+    base_scorer.label = f"{moment}, before"
     return ProbeSuite(
         name=moment,
         version=EDITS_VERSION,

@@ -18,7 +18,7 @@ from typing import Any
 
 from editing.editors import get_editor
 from editing.editors.base import EditState, Progress
-from editing.evals.lanes import Lanes
+from editing.evals.lanes import Lanes, attached
 from editing.evals.report import content_digest
 from editing.evals.requests import GenerationPlan, Ids, RequestBook, Row
 from editing.evals.scoring import (
@@ -27,10 +27,12 @@ from editing.evals.scoring import (
     SCORING_VERSION,
     Sampling,
     TeacherForced,
-    generate_rows,
-    read_targets,
+    forced_work,
+    generation_work,
+    targets_read,
     texts_of,
 )
+from editing.evals.shards import Shards, Work, carry_out
 from editing.models import BaseModel
 from editing.storage import write_json
 
@@ -43,7 +45,8 @@ class Scorer:
 
     Get one from `open_scorer`, which attaches the state it names. `cache` is a folder for
     remembered results, or None to remember nothing; `book` holds the plans of requests that other
-    scorers have made; `lanes` are the model objects that batches are shared out to.
+    scorers have made; `lanes` are the model objects beside `base`; `shards` run work that is shared
+    out, None runs all of it on `base`.
 
     Where the base's answers are remembered and no edit reaches a request or its answer, the base's
     answer is the edited model's too and is taken over. `asked` counts the distinct rows of requests,
@@ -59,6 +62,7 @@ class Scorer:
         cache: Path | None = None,
         book: RequestBook | None = None,
         lanes: Lanes | None = None,
+        shards: Shards | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.base, self.state = base, state
@@ -67,7 +71,7 @@ class Scorer:
         self.asked = self.computed = 0
         self._book = book or RequestBook()
         self._lanes = lanes or Lanes(base)
-        self._report = progress
+        self._shards, self._progress = shards, progress
         self.model_digest = base.fingerprint if state is None else state.digest
         self.dtype = str(base.model.dtype).removeprefix("torch.")
         self.device = base.device.type
@@ -83,7 +87,7 @@ class Scorer:
             known = self._untouched_targets(requests, plan.rows)
             rows = [row for row in plan.rows if row not in known]
             self.computed += len(rows)
-            made = read_targets(self._lanes, plan, rows, self.batch_size, progress=self._progress)
+            made = targets_read(plan, rows, self._carry_out(forced_work(plan, rows, self.batch_size)))
             made |= {item: known[row][item] for row in known for item in plan.asked[row]}
             found = [asdict(made[item]) for item in range(len(plan.pairs))]
             self._remember(requests, found)
@@ -116,9 +120,8 @@ class Scorer:
             known = self._untouched_texts(requests, plan.rows)
             rows = [row for row in plan.rows if row not in known]
             self.computed += len(rows)
-            made = known | generate_rows(
-                self._lanes, plan, rows, self.batch_size, stop=stop, sampling=sampling, progress=self._progress
-            )
+            work = generation_work(plan, rows, self.batch_size, stop, sampling)
+            made = known | dict(zip(rows, self._carry_out(work), strict=True))
             found = [list(made[row]) for row in plan.rows]
             self._remember(requests, found)
         return {row: tuple(ids) for row, ids in zip(plan.rows, found, strict=True)}
@@ -151,9 +154,8 @@ class Scorer:
             if not reading.touched and reading.lead < -CLEARLY_OUT
         ]
 
-    def _progress(self, stage: str, done: int, total: int) -> None:
-        if self._report:
-            self._report(f"{self.label} {stage}".lstrip(), done, total)
+    def _carry_out(self, work: Work) -> list[Any]:
+        return carry_out(work, self.base, f"{self.label} {work.protocol}".lstrip(), self._shards, self._progress)
 
     def _path(self, requests: list[Any], model_digest: str) -> Path:
         protocol, content = requests
@@ -201,10 +203,15 @@ def open_scorer(
     cache: Path | None = None,
     book: RequestBook | None = None,
     lanes: Lanes | None = None,
+    shards: Shards | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Scorer]:
     """A scorer of `base`, or of `base` edited by `state`, which is attached inside the `with` only."""
     lanes = lanes or Lanes(base)
-    scorer = Scorer(base, state, batch_size=batch_size, cache=cache, book=book, lanes=lanes, progress=progress)
-    with lanes.attached(state):
+    scorer = Scorer(
+        base, state, batch_size=batch_size, cache=cache, book=book, lanes=lanes, shards=shards, progress=progress
+    )
+    if state is not None:
+        assert lanes.spare is None or lanes.spare.model is not base.model  # made before any hook is on
+    with attached(base, state):
         yield scorer

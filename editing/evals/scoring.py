@@ -11,7 +11,7 @@ Shape legend: B rows of a batch, P prompt tokens, C continuation tokens, V vocab
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from editing.editors.base import Progress
-from editing.evals.lanes import Lanes
 from editing.evals.requests import ForcedPlan, GenerationPlan, Ids, Row, plan_forced, plan_generation
+from editing.evals.shards import Work, batched, carry_out
 from editing.facts import fold
 from editing.models import BaseModel
 from editing.tokenisation import pad, padding_id
@@ -89,37 +89,43 @@ def _read(base: BaseModel, batch: Sequence[tuple[Ids, Ids]], fill: int) -> Tenso
     return torch.cat([prefill.logits, rest.logits], dim=1)
 
 
-@torch.inference_mode()
-def read_targets(
-    lanes: Lanes,
-    plan: ForcedPlan,
-    rows: Sequence[Row],
-    batch_size: int = DEFAULT_BATCH_SIZE,
-    *,
-    progress: Progress | None = None,
-) -> dict[int, TeacherForced]:
-    """The targets of those requests of `plan` that `rows` answer, by request."""
-    fill = padding_id(lanes.models[0].tokenizer)
+@dataclass(frozen=True, slots=True)
+class ForcedWork(Work):
+    """Targets to be read: each row with the targets, as tokens, that are asked after its prompt."""
 
-    def read(base: BaseModel, batch: Sequence[Row]) -> dict[int, TeacherForced]:
-        logits_BCV = _read(base, batch, fill).float()
+    protocol = "teacher-forced"
+
+    def answer(self, base: BaseModel, batch: Sequence[tuple[Row, tuple[Ids, ...]]]) -> list[list[TeacherForced]]:
+        """Each row's targets as the model reads them."""
+        logits_BCV = _read(base, [row for row, _ in batch], padding_id(base.tokenizer)).float()
         best_BC = logits_BCV.argmax(-1).tolist()
         norm_BC = logits_BCV.logsumexp(-1)
-        found = {}
-        for b, row in enumerate(batch):
-            for item in plan.asked[row]:
-                target = plan.pairs[item][1]
+        found: list[list[TeacherForced]] = []
+        for b, (_, targets) in enumerate(batch):
+            found.append([])
+            for target in targets:
                 places = torch.arange(len(target), device=norm_BC.device)
                 token_C = logits_BCV[b, places, torch.tensor(target, device=norm_BC.device)]
                 logprob = (token_C - norm_BC[b, places]).double().sum().item()
-                found[item] = TeacherForced(target, tuple(best_BC[b][: len(target)]), logprob)
+                found[b].append(TeacherForced(target, tuple(best_BC[b][: len(target)]), logprob))
         return found
 
-    results: dict[int, TeacherForced] = {}
-    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    for part in lanes.map(read, batches, _counted(progress, "teacher-forced", len(rows), batch_size)):
-        results.update(part)
-    return results
+
+def forced_work(plan: ForcedPlan, rows: Sequence[Row], batch_size: int) -> ForcedWork:
+    """The work of reading the targets of those requests of `plan` that `rows` answer."""
+    asked = [(row, tuple(plan.pairs[item][1] for item in plan.asked[row])) for row in rows]
+    return ForcedWork(batched(asked, batch_size))
+
+
+def targets_read(
+    plan: ForcedPlan, rows: Sequence[Row], answers: Sequence[Sequence[TeacherForced]]
+) -> dict[int, TeacherForced]:
+    """The answers to `forced_work`, by request."""
+    return {
+        item: target
+        for row, targets in zip(rows, answers, strict=True)
+        for item, target in zip(plan.asked[row], targets, strict=True)
+    }
 
 
 def teacher_forced(
@@ -136,16 +142,9 @@ def teacher_forced(
     cost one row. Raises `SuiteError` when a row does not fit the model's positions.
     """
     plan = plan_forced(base, prompts, targets)
-    results = read_targets(Lanes(base), plan, plan.rows, batch_size, progress=progress)
+    work = forced_work(plan, plan.rows, batch_size)
+    results = targets_read(plan, plan.rows, carry_out(work, base, work.protocol, progress=progress))
     return [results[item] for item in range(len(plan.pairs))]
-
-
-def _counted(progress: Progress | None, stage: str, total: int, batch_size: int) -> Callable[[int], None] | None:
-    def done(batches: int) -> None:
-        assert progress is not None
-        progress(stage, min(batches * batch_size, total), total)
-
-    return done if progress else None
 
 
 class _StopTexts(StoppingCriteria):
@@ -190,45 +189,54 @@ class _Draw(LogitsProcessor):
         return drawn.scatter(1, at_BK, best_BK + noise_BK.to(best_BK.device))
 
 
-@torch.inference_mode()
-def generate_rows(
-    lanes: Lanes,
-    plan: GenerationPlan,
-    rows: Sequence[Ids],
-    batch_size: int = DEFAULT_BATCH_SIZE,
-    *,
-    stop: Sequence[str] = NEWLINE,
-    sampling: Sampling | None = None,
-    progress: Progress | None = None,
-) -> dict[Ids, Ids]:
-    """The tokens generated after each of `rows` of `plan`, to its stop text or budget; greedy without `sampling`."""
-    tokenizer = lanes.models[0].tokenizer
-    fill = padding_id(tokenizer)
+@dataclass(frozen=True, slots=True)
+class GenerationWork(Work):
+    """Texts to be generated, to a stop text or the budget; greedy without `sampling`.
 
-    def run(base: BaseModel, batch: Sequence[Ids]) -> list[Ids]:
-        input_ids, mask = (x.to(base.device) for x in pad(batch, fill, side="left"))
+    Each row is a prompt with its budget, and the last of a batch has the largest.
+    """
+
+    stop: tuple[str, ...] = NEWLINE
+    sampling: Sampling | None = None
+
+    @property
+    def protocol(self) -> str:
+        """How the rows are asked, in a word."""
+        return "sampled" if self.sampling else "generated"
+
+    def answer(self, base: BaseModel, batch: Sequence[tuple[Ids, int]]) -> list[Ids]:
+        """The tokens that the model adds to each row."""
+        prompts, budgets = zip(*batch, strict=True)
+        fill = padding_id(base.tokenizer)
+        input_ids, mask = (x.to(base.device) for x in pad(prompts, fill, side="left"))
         width = input_ids.shape[1]
+        stopping = [_StopTexts(base.tokenizer, self.stop, width)] if self.stop else []
         out: Tensor = base.model.generate(  # type: ignore[operator]
             input_ids=input_ids,
             attention_mask=mask,
-            max_new_tokens=plan.budget_of[batch[-1]],
+            max_new_tokens=budgets[-1],
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,
             pad_token_id=fill,
-            logits_processor=LogitsProcessorList([_Draw(sampling, batch)] if sampling else []),
-            stopping_criteria=StoppingCriteriaList([_StopTexts(base.tokenizer, stop, width)] if stop else []),
+            logits_processor=LogitsProcessorList([_Draw(self.sampling, prompts)] if self.sampling else []),
+            stopping_criteria=StoppingCriteriaList(stopping),
         )
-        return [tuple(row) for row in out[:, width:].tolist()]
+        made = out[:, width:].tolist()
+        return [
+            _ended(base.tokenizer, tuple(ids[:budget]), self.stop) for ids, budget in zip(made, budgets, strict=True)
+        ]
 
-    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    stage = "sampled" if sampling else "generated"
-    made = lanes.map(run, batches, _counted(progress, stage, len(rows), batch_size))
-    return {
-        row: _ended(tokenizer, ids[: plan.budget_of[row]], stop)
-        for batch, results in zip(batches, made, strict=True)
-        for row, ids in zip(batch, results, strict=True)
-    }
+
+def generation_work(
+    plan: GenerationPlan,
+    rows: Sequence[Ids],
+    batch_size: int,
+    stop: Sequence[str] = NEWLINE,
+    sampling: Sampling | None = None,
+) -> GenerationWork:
+    """The work of generating after `rows` of `plan`."""
+    return GenerationWork(batched([(row, plan.budget_of[row]) for row in rows], batch_size), tuple(stop), sampling)
 
 
 def _ended(tokenizer: PreTrainedTokenizerBase, ids: Ids, stop: Sequence[str]) -> Ids:
@@ -264,8 +272,9 @@ def generate_greedy(
     """
     budgets = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     plan = plan_generation(base, prompts, budgets)
-    made = generate_rows(Lanes(base), plan, plan.rows, batch_size, stop=stop, progress=progress)
-    return texts_of(base.tokenizer, plan, made, stop)
+    work = generation_work(plan, plan.rows, batch_size, stop)
+    made = carry_out(work, base, work.protocol, progress=progress)
+    return texts_of(base.tokenizer, plan, dict(zip(plan.rows, made, strict=True)), stop)
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -21,7 +22,7 @@ SECONDS_BEFORE_A_BAR = 0.5
 
 def complain(sentence: str) -> None:
     """An error, in one sentence, on stderr."""
-    err.print(f"[red]error:[/red] {sentence}", markup=True, soft_wrap=True)
+    err.print(f"[red]error:[/red] {escape(sentence)}", soft_wrap=True)
 
 
 def print_json(content: Any) -> None:

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import TaskRunContext
 
 from tasks.artifacts import show_table
 from tasks.champion.fresh import CanaryError, Finding, Health, Question, check_in_fresh_process
@@ -69,6 +70,7 @@ def check_version(version: int) -> Finding:
     record = space.ledger.version(version)
     if record is None:
         raise CanaryError(f"no night made version {version}; `errata history` lists those that were made")
+    running = TaskRunContext.get()
     finding = check_in_fresh_process(
         Question(
             settings=space.settings.model_dump(mode="json"),
@@ -76,7 +78,8 @@ def check_version(version: int) -> Finding:
             digest=record.state_digest,
             base_fingerprint=record.base_fingerprint,
             recorded=[_plain(row) for row in space.ledger.answers(record.state_digest)],
-        )
+        ),
+        server=str(running.client.api_url) if running else None,
     )
     checkpoint("checked")
     if finding.differences:

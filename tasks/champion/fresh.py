@@ -7,6 +7,7 @@ stdout. It shares nothing with the process that asks: no model, no kept state, n
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from editing.errors import StateError
-from editing.evals.scorer import open_scorer
 from tasks.champion.answers import Comparison, compare_answers
 from tasks.errors import TasksError
 from tasks.ledger import RecordedAnswer
@@ -65,12 +65,23 @@ class Finding:
     differences: Sequence[Mapping[str, str]] = field(default_factory=tuple)
 
 
-def check_in_fresh_process(question: Question) -> Finding:
-    """Let a new process load and ask the version. Raises `CanaryError` when it ends without a finding."""
+def check_in_fresh_process(question: Question, server: str | None = None) -> Finding:
+    """Let a new process load and ask the version; `server` is the Prefect server that it tells of shards, if it has
+    any.
+
+    Raises `CanaryError` when it ends without a finding.
+    """
     command = [sys.executable, "-m", "tasks.champion.fresh"]
+    environment = {**os.environ, "PREFECT_API_URL": server} if server else None
     try:
         done = subprocess.run(
-            command, input=json.dumps(asdict(question)), capture_output=True, text=True, timeout=SECONDS, check=False
+            command,
+            input=json.dumps(asdict(question)),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+            env=environment,
         )
         content = json.loads(done.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
@@ -110,7 +121,8 @@ def _examine(space: Workspace, question: Question, cache: Path) -> Finding:
             version = registry.get(number)
         if lie := _lie(version, question):
             return found(Health.BAD, lie)
-        state = space.load(registry.fetch(version), question.digest)
+        folder = registry.fetch(version)
+        state = space.load(folder, question.digest)
     except RegistryUnreachableError as error:
         return found(Health.UNREACHABLE, str(error))
     except ArtifactMissingError as error:
@@ -118,7 +130,7 @@ def _examine(space: Workspace, question: Question, cache: Path) -> Finding:
     except (StateError, RegistryError) as error:
         return found(Health.BAD, f"version {number} does not load: {error}")
     settings = space.settings
-    with open_scorer(space.base, state, batch_size=settings.evaluation.batch_size) as scorer:
+    with space.scorer_of(state, folder, cache=None) as scorer:
         comparison = compare_answers(scorer, settings, [RecordedAnswer(**row) for row in question.recorded])
     if comparison.share > settings.canary.tolerance:
         sentence = (

@@ -157,5 +157,6 @@ def _already_answered(space: Workspace, facts: Sequence[FactChange], parent: str
     questions, targets = [fact.question for fact in facts], [fact.target for fact in facts]
     budgets = [length + ANSWER_SLACK for length in target_lengths(space.base.tokenizer, questions, targets)]
     with space.scorer(parent) as scorer:
+        scorer.label = "what is known"
         answers = scorer.generate(questions, budgets)
     return {fact.fact_id for fact, answer in zip(facts, answers, strict=True) if exact_match(answer, fact.target)}

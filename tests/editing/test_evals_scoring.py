@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
@@ -13,7 +14,16 @@ from editing.evals.lanes import Lanes
 from editing.evals.probes import Probe, ProbeSuite
 from editing.evals.report import EvalReport
 from editing.evals.scorer import Scorer, open_scorer
-from editing.evals.scoring import Sampling, _Draw, cut, exact_match, generate_greedy, teacher_forced
+from editing.evals.scoring import (
+    GenerationWork,
+    Sampling,
+    _Draw,
+    cut,
+    exact_match,
+    generate_greedy,
+    teacher_forced,
+)
+from editing.evals.shards import answers, batched, carry_out
 from editing.evals.suite import evaluate
 from editing.facts import EditBatch, FactChange, LocalityPrompt, Operation
 from editing.models import wrap_model
@@ -250,29 +260,63 @@ def test_what_no_edit_reaches_is_answered_by_the_base(tiny_base, edited, tmp_pat
     assert 0 < sharing.computed < sharing.asked
 
 
-def test_lanes_change_no_score(tiny_base, edited, tmp_path):
+class Threads:
+    """Shards on threads, each on a lane of its own."""
+
+    def __init__(self, lanes, state, count):
+        self.lanes, self.state, self.count = lanes, state, count
+
+    def run(self, parts, what):
+        def one(part):
+            with self.lanes.serving(self.state) as model:
+                return answers(part, model)
+
+        with ThreadPoolExecutor(self.count) as pool:
+            yield from pool.map(one, parts)
+
+
+def test_shards_change_no_score(tiny_base, edited):
     base, prompts, targets = tiny_base("gpt2"), list(KNOWN), list(KNOWN.values())
+    lanes = Lanes(base)
     for state in (None, edited["calibrated"]):
         results = []
-        for count in (1, 3):
-            lanes = Lanes(base, count)
-            with open_scorer(base, state, batch_size=2, lanes=lanes) as scorer:
-                results.append((scorer.teacher_forced(prompts, targets), scorer.generate(prompts, 6)))
-        assert results[0] == results[1]
-    with lanes.attached(edited["always"]), open_scorer(tiny_base("llama")) as other:
-        other.generate(prompts, 2)
-    weights = [model.model.get_input_embeddings().weight for model in lanes.models]
-    assert len({weight.data_ptr() for weight in weights}) == 1
+        for count in (1, 2, 3, 9):
+            shards = Threads(lanes, state, count)
+            with open_scorer(base, state, batch_size=2, lanes=lanes, shards=shards) as scorer:
+                forced = scorer.teacher_forced(prompts, targets)
+                results.append((forced, scorer.generate(prompts, 6), scorer.sample(prompts, 6, Sampling(3, 0))))
+        assert all(found == results[0] for found in results)
+    with lanes.serving(edited["always"]) as one, lanes.serving(None) as other:
+        assert one.model is not other.model
+        weights = [model.model.get_input_embeddings().weight for model in (base, lanes.spare, one, other)]
+        assert len({weight.data_ptr() for weight in weights}) == 1
 
 
-def test_a_lane_that_fails_is_heard(tiny_base):
-    def fail(model, item):
-        if item == 3:
-            raise SuiteError("the third batch failed")
-        return item
+def test_work_is_shared_out_whole_and_evenly(tiny_base):
+    base = tiny_base("gpt2")
+    rows = [((1, 2) * n, 2) for n in range(1, 8)]
+    work = GenerationWork(batched(rows, 2))
+    parts = work.shared_out(3)
+    assert [len(part.batches) for part in parts] == [2, 1, 1]
+    assert sorted(batch for part in parts for batch in part.batches) == list(work.batches)
+    assert len(work.shared_out(9)) == 4
+    assert GenerationWork(()).shared_out(2) == []
+    seen = []
+    alone = carry_out(work, base, "texts", progress=lambda *step: seen.append(step))
+    assert seen == [("texts", done, 7) for done in (2, 4, 6, 7)]
+    seen.clear()
+    shared = carry_out(work, base, "texts", Threads(Lanes(base), None, 3), lambda *step: seen.append(step))
+    assert (shared, seen) == (alone, [("texts", done, 7) for done in (3, 5, 7)])
 
-    with pytest.raises(SuiteError, match="the third batch"):
-        list(Lanes(tiny_base("gpt2"), 2).map(fail, range(5)))
+
+def test_a_shard_that_fails_is_heard_and_leaves_its_lane_free(tiny_base):
+    base = tiny_base("gpt2")
+    lanes = Lanes(base)
+    work = GenerationWork(batched([((1,), 1), ((10**9,), 1)], 1))
+    with pytest.raises(IndexError):
+        carry_out(work, base, "texts", Threads(lanes, None, 2))
+    with lanes.serving(None) as model:
+        assert answers(work.shared_out(2)[0], model)
 
 
 def test_sampled_texts_do_not_depend_on_batch_mates_and_do_depend_on_the_seed(tiny_base):

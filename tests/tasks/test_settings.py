@@ -46,6 +46,8 @@ def test_file_and_variables(elsewhere, monkeypatch):
         ("hom = 'x'\n", ["hom", "did you mean home"]),
         ("[editor]\nbatch_size = 0\n", ["editor.batch_size = 0"]),
         ("[editor\n", ["not valid TOML"]),
+        ("[evaluation]\ntask_runner = 'ray'\n", ["evaluation.task_runner = 'ray'", "'processes' or 'dask'"]),
+        ("[evaluation]\ndask_scheduler = 'tcp://there:8786'\n", ["dask_scheduler is for", "task_runner is 'threads'"]),
     ],
 )
 def test_mistakes_are_named(elsewhere, text, words):
@@ -54,6 +56,13 @@ def test_mistakes_are_named(elsewhere, text, words):
         load_settings()
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_runner_that_is_not_installed_is_said_with_the_way_out(monkeypatch):
+    monkeypatch.setenv("ERRATA_EVALUATION__TASK_RUNNER", "dask")
+    monkeypatch.setattr("tasks.settings.find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r"needs prefect-dask: pip install 'errata\[dask\]'"):
+        load_settings()
 
 
 def test_unknown_variable_is_named(monkeypatch):
