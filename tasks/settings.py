@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,6 +19,7 @@ from pydantic_settings import (
     SettingsError as PydanticSettingsError,
 )
 
+from editing.inverse import InverseRelations
 from tasks.errors import TasksError
 
 CONFIG_NAME = "errata.toml"
@@ -28,7 +29,14 @@ PREFIX = "ERRATA_"
 RESERVED = frozenset({CONFIG_VARIABLE, "ERRATA_DATA", "ERRATA_FAULT"})
 ALMANAC = "almanac"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5080  # of the pages that `errata ui` starts
-_OPEN_ENDED = ("EDITOR__OPTIONS", "GATE__POLICY", "EVALUATION__SUITES", "RECIPE__ENCODER", "RECIPE__TRAINING")
+_OPEN_ENDED = (
+    "EDITOR__OPTIONS",
+    "FEED__INVERSE_RELATIONS",
+    "GATE__POLICY",
+    "EVALUATION__SUITES",
+    "RECIPE__ENCODER",
+    "RECIPE__TRAINING",
+)
 SUITE_PATHS = ("shots_from", "references")  # options of suites that name files
 PATHS = (("feed", "landing"), ("statistics", "corpus"), ("recipe", "edits"), ("recipe", "initial"))
 # Prefect's pages keep every log line; only the terminal is spared.
@@ -114,6 +122,16 @@ class FeedSettings(Section):
     max_subject_tokens: int = Field(32, ge=1, description="Longer subjects are quarantined.")
     max_target_tokens: int = Field(32, ge=1, description="Longer objects are quarantined.")
     landing: Path | None = Field(None, description="Landing zone of feed files; default: landing/ under home.")
+    inverse_relations: dict[str, str] = Field(
+        default_factory=dict,
+        description="Relations that say one thing from both ends, name to inverse; what contradicts through them waits.",
+    )
+
+    @field_validator("inverse_relations")
+    @classmethod
+    def _consistent(cls, declared: dict[str, str]) -> dict[str, str]:
+        InverseRelations(declared)
+        return declared
 
 
 class SuiteSettings(Section):

@@ -42,6 +42,7 @@ class Reason(StrEnum):
     BROKEN_FACT = "broken_fact"
     FACT_ID_MISMATCH = "fact_id_mismatch"
     DUPLICATE = "duplicate"
+    CONTRADICTION = "contradiction"
     EMPTY_FILE = "empty_file"
     NOT_PARQUET = "not_parquet"
     TRUNCATED = "truncated"

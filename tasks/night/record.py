@@ -144,7 +144,7 @@ def _refused(space: Workspace, work: NightWork, at: datetime) -> Iterator[Event]
 def _left_out(space: Workspace, work: NightWork, at: datetime) -> Iterator[Event]:
     """The facts that the gate quarantines, with its evidence, those that wait, and those that come back.
 
-    A fact that lost its key tonight to one in quarantine is to be decided about again.
+    A fact that stayed out tonight for one in quarantine is to be decided about again.
     """
     search = search_of(space, work.key)
     if search is None:
@@ -157,8 +157,8 @@ def _left_out(space: Workspace, work: NightWork, at: datetime) -> Iterator[Event
     for blamed in search.blamed:
         partners = list(blamed.partners)
         yield event(blamed.fact_id, EventKind.QUARANTINED, blamed.why, cause=blamed.cause, partners=partners)
-        for loser in space.ledger.superseded_by(blamed.fact_id):
-            yield event(loser, EventKind.RELEASED, f"{blamed.fact_id}, to which it had lost, is in quarantine")
+        for loser in space.ledger.lost_to(blamed.fact_id):
+            yield event(loser, EventKind.RELEASED, f"{blamed.fact_id}, for which it had stayed out, is in quarantine")
     for fact_id in search.postponed:
         yield event(fact_id, EventKind.POSTPONED, "too many at once: the gate passes alone, not with all the others")
 
@@ -199,6 +199,7 @@ def _summarise(
         refused=len(refusals(space, work)),
         blamed=len(search.blamed) if search else 0,
         postponed=len(search.postponed) if search else 0,
+        contradicting=len(work.contradicting),
         retracted=len(work.retract),
         known=len(work.known),
         superseded=work.superseded,

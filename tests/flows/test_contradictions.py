@@ -1,0 +1,47 @@
+"""Facts that contradict each other through an inverse relation: declared, and seen by the gate alone."""
+
+from datetime import UTC, datetime
+
+from flows.night import NightConfig, night
+from flows.retraction import retract
+from tasks.ask import ask
+from tasks.ledger import EventKind
+from tasks.quarantine import release
+from tasks.report.find import find_report
+from tasks.status import status_of
+from tasks.workspace import open_workspace
+
+JANUARY, FEBRUARY, MARCH = (datetime(2018, month, 28, tzinfo=UTC) for month in (1, 2, 3))
+
+
+def test_a_declared_inverse_keeps_a_contradiction_out_within_a_night_and_across_nights(home, change, feed, monkeypatch):
+    monkeypatch.setenv("ERRATA_FEED__INVERSE_RELATIONS", '{"mayor": "mayor of"}')
+    reverse = {"relation": "mayor of", "prompt": "{} leads the town of", "rephrases": (), "locality": ()}
+    space = open_workspace()
+    good, other = change("Arden", "Finn Oake", "2018-01-09"), change("Corvia", "Eve Lark", "2018-01-07")
+    planted = change("Finn Oake", "Belmont", "2018-01-05", **reverse)
+    feed(space, "january", other, good, planted)
+    row = night(NightConfig(as_of=JANUARY))
+    assert (row.verdict, row.facts, row.applied, row.contradicting, row.champion) == ("promote", 3, 2, 1, 1)
+    assert ask(space, ["The mayor of Arden is"]) == ["Finn Oake"]
+    (kept_out,) = status_of(space)["kept_out"]
+    assert kept_out["fact_id"] == planted.fact_id
+    assert f"(fact {good.fact_id}, row 1 of january.parquet)" in kept_out["why"]
+    page = find_report(space).read_text(encoding="utf-8")
+    assert "1 contradicting fact quarantined. 2 facts may go in." in page
+    assert planted.fact_id in page
+    assert good.fact_id in page
+
+    newer = change("Cleo Vance", "Arden", "2018-02-05", **reverse)
+    feed(space, "february", newer)
+    row = night(NightConfig(as_of=FEBRUARY))
+    assert (row.verdict, row.contradicting, row.champion) == ("nothing to do", 1, 1)
+    why = space.ledger.history(newer.fact_id)[-1].detail["why"]
+    assert f"`errata retract {good.fact_id[:12]}`, then `errata release {newer.fact_id}`" in why
+
+    # The way out that the evidence names.
+    retract([good.fact_id[:12]], as_of=FEBRUARY)
+    release(space, [newer.fact_id], "Arden has a new mayor")
+    row = night(NightConfig(as_of=MARCH))
+    assert (row.verdict, row.applied, row.contradicting) == ("promote", 1, 0)
+    assert space.ledger.status(planted.fact_id, space.champion.state_digest) is EventKind.QUARANTINED
