@@ -124,7 +124,7 @@ class FeedSettings(Section):
     landing: Path | None = Field(None, description="Landing zone of feed files; default: landing/ under home.")
     inverse_relations: dict[str, str] = Field(
         default_factory=dict,
-        description="Relations that say one thing from both ends, name to inverse; what contradicts through them waits.",
+        description="Relations that say one thing from both ends, name to inverse; contradictions stay out.",
     )
 
     @field_validator("inverse_relations")

@@ -1,22 +1,28 @@
 """Facts that contradict each other through an inverse relation: declared, and seen by the gate alone."""
 
+import json
 from datetime import UTC, datetime
 
+from editing.evals.culprit import Cause
+from editing.facts import PortabilityPrompt
 from flows.night import NightConfig, night
 from flows.retraction import retract
 from tasks.ask import ask
 from tasks.ledger import EventKind
+from tasks.night.culprits import search_of
 from tasks.quarantine import release
 from tasks.report.find import find_report
 from tasks.status import status_of
 from tasks.workspace import open_workspace
 
 JANUARY, FEBRUARY, MARCH = (datetime(2018, month, 28, tzinfo=UTC) for month in (1, 2, 3))
+LEADS = "{} leads the town of"
+PORTABILITY = "edits.portability.generated"
 
 
 def test_a_declared_inverse_keeps_a_contradiction_out_within_a_night_and_across_nights(home, change, feed, monkeypatch):
     monkeypatch.setenv("ERRATA_FEED__INVERSE_RELATIONS", '{"mayor": "mayor of"}')
-    reverse = {"relation": "mayor of", "prompt": "{} leads the town of", "rephrases": (), "locality": ()}
+    reverse = {"relation": "mayor of", "prompt": LEADS, "rephrases": (), "locality": ()}
     space = open_workspace()
     good, other = change("Arden", "Finn Oake", "2018-01-09"), change("Corvia", "Eve Lark", "2018-01-07")
     planted = change("Finn Oake", "Belmont", "2018-01-05", **reverse)
@@ -45,3 +51,35 @@ def test_a_declared_inverse_keeps_a_contradiction_out_within_a_night_and_across_
     row = night(NightConfig(as_of=MARCH))
     assert (row.verdict, row.applied, row.contradicting) == ("promote", 1, 0)
     assert space.ledger.status(planted.fact_id, space.champion.state_digest) is EventKind.QUARANTINED
+
+
+def test_the_gate_finds_a_contradiction_through_an_inverse_that_nobody_declared(home, change, feed, monkeypatch):
+    """A row says what follows from it, from its object's end; an older row of tonight makes that come out false."""
+    monkeypatch.setenv("ERRATA_GATE__POLICY", json.dumps({"floors": {PORTABILITY: 0.9}}))
+    reverse = {"rephrases": (), "locality": (), "target_old": None}
+    asked = "Gia Reed is the mayor of"
+    space = open_workspace()
+    feed(space, "january", change("Gia Reed", "Arden", "2018-01-05", relation="leads", prompt=LEADS, **reverse))
+    assert night(NightConfig(as_of=JANUARY)).champion == 1
+    (said,) = ask(space, [asked])
+    assert said.startswith("Arden")  # what the good row will say follows from it is so
+
+    ported = PortabilityPrompt(prompt=asked, answer="the town of Arden", aliases=("Arden",))
+    good = change("Arden", "Gia Reed", "2018-02-05", portability=(ported,))
+    planted = change("Gia Reed", "Belmont", "2018-02-01", relation="mayor of", prompt="{} is the mayor of", **reverse)
+    other = change("Corvia", "Eve Lark", "2018-02-07")
+    feed(space, "february", planted, good, other)
+    row = night(NightConfig(as_of=FEBRUARY))
+    assert (row.verdict, row.applied, row.blamed, row.champion) == ("promote", 2, 1, 2)
+    (blamed,) = search_of(space, row.key).blamed
+    assert (blamed.fact_id, blamed.cause, blamed.partners) == (planted.fact_id, Cause.CONFLICT, (good.fact_id,))
+    assert [(measure.metric, measure.without, measure.with_it) for measure in blamed.measures] == [(PORTABILITY, 1, 0)]
+    assert blamed.lost[0].prompt == asked
+    held = {fact.fact_id for fact in space.ledger.facts_in_state(space.champion.state_digest)}
+    assert held >= {good.fact_id, other.fact_id}
+    assert planted.fact_id not in held
+    assert space.ledger.status(planted.fact_id) is EventKind.QUARANTINED
+    assert ask(space, ["The mayor of Arden is", "The mayor of Corvia is"]) == ["Gia Reed", "Eve Lark"]
+    page = find_report(space).read_text(encoding="utf-8")
+    assert planted.fact_id in page
+    assert "cannot be together with “The mayor of Arden is Gia Reed”" in page

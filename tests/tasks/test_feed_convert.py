@@ -108,7 +108,10 @@ def test_knowedit_fields_of_recent_facts_and_of_zsre(tmp_path: Path) -> None:
         "subject": "Alfhild Tamm",
         "prompt": "The gender of Alfhild Tamm is",
         "target_new": "female",
-        "portability": {"Reasoning": [{"prompt": "p", "ground_truth": [["a"]]}]},
+        "portability": {
+            "Reasoning": [{"prompt": "p", "ground_truth": [["a"]]}],
+            "Logical_Generalization": [{"prompt": "q", "ground_truth": [["a", "A ", "b"], [], ["c", "d"]]}],
+        },
         "locality": {
             "Relation_Specificity": [{"prompt": "Alfhild Tamm was born in", "ground_truth": [[], ["Tveta", "T"]]}],
             "Forgetfulness": [{"prompt": "nobody knows", "ground_truth": []}],
@@ -130,7 +133,10 @@ def test_knowedit_fields_of_recent_facts_and_of_zsre(tmp_path: Path) -> None:
     assert first.target_old is None
     assert second.rephrases == ("What sport is {}?",)
     assert (second.target_old, second.locality[0].answer) == ("athletics", "an answer")
-    assert first.portability == (PortabilityPrompt(prompt="p", answer="a"),)
+    assert first.portability == (
+        PortabilityPrompt(prompt="p", answer="a"),
+        PortabilityPrompt(prompt="q", answer="a", aliases=("b", "c", "d")),
+    )
     assert conversion.report.left_out == {"locality prompt without an answer": 1}
 
 
@@ -267,6 +273,9 @@ ROW = {
 }
 
 
+PORTED = [{"prompt": "p", "answer": "a", "aliases": ["b", "c"]}, {"prompt": "q", "answer": "d"}]
+
+
 def test_rows_of_our_own_columns_from_csv_and_json_lines(tmp_path: Path) -> None:
     with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ROW)
@@ -288,7 +297,11 @@ def test_rows_of_our_own_columns_from_csv_and_json_lines(tmp_path: Path) -> None
 
 def test_a_feed_converts_into_itself(tmp_path: Path) -> None:
     changes, _ = convert(
-        tmp_path, [ROW | {"rephrases": [], "locality": []}, ROW | {"operation": "retract", "locality": "[]"}]
+        tmp_path,
+        [
+            ROW | {"rephrases": [], "locality": [], "portability": PORTED},
+            ROW | {"operation": "retract", "locality": "[]"},
+        ],
     )
     convert_feed(tmp_path / "records.json", tmp_path / "feed.parquet", at=AT)
     assert list(Conversion(tmp_path / "feed.parquet")) == changes == list(read_feed(tmp_path / "feed.parquet"))
