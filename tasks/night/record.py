@@ -17,7 +17,7 @@ from tasks.champion.promotion import Promotion, moved_meanwhile
 from tasks.faults import checkpoint
 from tasks.ledger import Event, EventKind, RunPhase, RunRecord, VersionRecord
 from tasks.night.culprits import search_of
-from tasks.night.edit import applied_facts, carried_out, refusals
+from tasks.night.edit import applied_facts, carried_out, refusals, restored_facts
 from tasks.night.evaluate import answered_facts, report_of, suite_scores, verdict_of
 from tasks.night.plan import NightWork
 from tasks.night.summary import DRY_RUN, KIND, NOTHING, NightSummary, scores_of
@@ -110,7 +110,7 @@ def record_version(space: Workspace, work: NightWork, version: Version, report: 
         applied=applied_facts(space, work),
         retracted=[fact for _, fact in work.retract],
         by=list(dict.fromkeys(change for change, _ in work.retract)),
-        restored=_restored(space, work, version.digest) if work.retract else (),
+        restored=restored_facts(space, work),
     )
     checkpoint("version recorded")
     asked = answered_facts(report)
@@ -128,12 +128,6 @@ def record_version(space: Workspace, work: NightWork, version: Version, report: 
         )
         for fact_id, right in asked.items()
     )
-
-
-def _restored(space: Workspace, work: NightWork, digest: str) -> list[str]:
-    """The facts that the candidate holds, the champion did not, and no batch applied: a retraction uncovered them."""
-    known = {fact.fact_id for fact in space.ledger.facts_in_state(work.parent)} | set(applied_facts(space, work))
-    return [fact_id for fact_id in space.state(digest).fact_ids if fact_id not in known]
 
 
 def _refused(space: Workspace, work: NightWork, at: datetime) -> Iterator[Event]:
