@@ -37,6 +37,7 @@ app.command("eval")(evals.evaluate)
 app.command()(evals.retention)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+SHOWN = 20
 NIGHT_COLUMNS = {
     "night": "night",
     "facts": "facts\nin",
@@ -203,7 +204,10 @@ def status(as_json: AsJson = False) -> None:
     out.print(f"quarantined  {quarantined}")
     out.print(f"home         {found['home']}", soft_wrap=True)
     if found["kept_out"]:
-        out.print(table("\nFacts in quarantine (`errata release` puts one back)", found["kept_out"]))
+        shown = found["kept_out"][:SHOWN]
+        out.print(table("\nFacts in quarantine (`errata release` puts one back)", shown))
+        if len(found["kept_out"]) > SHOWN:
+            out.print(f"and {len(found['kept_out']) - SHOWN} more: --json names them all")
     if found["last_night"]:
         out.print(table("\nThe last night", [_row(found["last_night"])], NIGHT_COLUMNS))
 

@@ -46,6 +46,10 @@ def test_file_and_variables(elsewhere, monkeypatch):
         ("hom = 'x'\n", ["hom", "did you mean home"]),
         ("[editor]\nbatch_size = 0\n", ["editor.batch_size = 0"]),
         ("[editor\n", ["not valid TOML"]),
+        (
+            "[feed.inverse_relations]\nmayor = 'mayor of'\n'mayor of' = 'town'\n",
+            ["feed.inverse_relations", "'mayor of' has two inverses"],
+        ),
     ],
 )
 def test_mistakes_are_named(elsewhere, text, words):
