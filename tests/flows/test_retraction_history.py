@@ -124,6 +124,5 @@ def test_retraction_leaves_what_a_home_that_never_had_the_fact_has(
         held, mine = served(space, prompts)
         assert held == wanted
         moved = float((before - theirs).abs().max())
-        print(method, number, float((mine - theirs).abs().max()), moved)
         assert moved > 0.1
         assert float((mine - theirs).abs().max()) < 1e-3 * moved
