@@ -1,6 +1,7 @@
 """Retraction through nights, at the first, a middle and the last edit, against a home that never had the fact."""
 
 import json
+import re
 import shutil
 from datetime import UTC, datetime
 
@@ -18,6 +19,7 @@ from tasks.workspace import open_workspace
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 MONTHS = [datetime(2018, month, 28, tzinfo=UTC) for month in range(1, 4)]
+FLOORS = 'floors = { "edits.reliability.generated" = 0.0 }'
 APRIL = datetime(2018, 4, 28, tzinfo=UTC)
 
 
@@ -57,7 +59,10 @@ def history(tmp_path, nights, monkeypatch):
 
 
 def edits_with_recipe(home, change, monkeypatch):
-    """An encoder that was trained on the tests' towns and names is in force."""
+    """An encoder that met the tests' towns and names is in force, however well it learned them: every prompt takes
+    the row that fits it best, and the gate lets every night in."""
+    config = home / "errata.toml"
+    config.write_text(re.sub(r"(floors|_margins) = .*", r"\1 = {}", config.read_text()).replace("floors = {}", FLOORS))
     names = ["Ada Moss", "Ben Hale", "Cleo Vance", "Dov Stern", "Eve Lark", "Finn Oake", "Gia Reed", "Hal Birch"]
     places = ["Arden", "Belmont", "Corvia", "Dunmore", "Eastvale", "Farholt", "Glenrock", "Harwick"]
     path = home / "edits.parquet"
@@ -73,13 +78,13 @@ def edits_with_recipe(home, change, monkeypatch):
         "attention_probs_dropout_prob": 0.0,
     }
     shape = {"backbone_config": backbone, "width": 64, "max_length": 48}
-    steps = {"steps": 250, "batch": 6, "learning_rate": 1e-3, "validate_every": 250, "patience": 0}
+    steps = {"steps": 60, "batch": 6, "learning_rate": 1e-3, "validate_every": 60, "patience": 0}
     for name, value in {"edits": str(path), "encoder": json.dumps(shape), "training": json.dumps(steps)}.items():
         monkeypatch.setenv(f"ERRATA_RECIPE__{name.upper()}", value)
     monkeypatch.setenv("ERRATA_RECIPE__HELD_OUT", "0.25")
     trained = train_encoder()
     monkeypatch.setenv("ERRATA_EDITOR__METHOD", "recipe")
-    monkeypatch.setenv("ERRATA_EDITOR__OPTIONS", json.dumps({"encoder": trained.folder}))
+    monkeypatch.setenv("ERRATA_EDITOR__OPTIONS", json.dumps({"encoder": trained.folder, "gate": "none"}))
 
 
 @torch.no_grad()
