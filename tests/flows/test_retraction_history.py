@@ -1,7 +1,5 @@
 """Retraction through nights, at the first, a middle and the last edit, against a home that never had the fact."""
 
-import json
-import re
 import shutil
 from datetime import UTC, datetime
 
@@ -11,7 +9,6 @@ import torch
 from editing.facts import Operation
 from editing.tokenisation import encode_prompts
 from flows.night import NightConfig, night
-from flows.recipe import train_encoder
 from flows.retraction import retract
 from tasks.feed.schema import write_feed
 from tasks.workspace import open_workspace
@@ -19,7 +16,6 @@ from tasks.workspace import open_workspace
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 MONTHS = [datetime(2018, month, 28, tzinfo=UTC) for month in range(1, 4)]
-FLOORS = 'floors = { "edits.reliability.generated" = 0.0 }'
 APRIL = datetime(2018, 4, 28, tzinfo=UTC)
 
 
@@ -58,35 +54,6 @@ def history(tmp_path, nights, monkeypatch):
     return Homes()
 
 
-def edits_with_recipe(home, change, monkeypatch):
-    """An encoder that met the tests' towns and names is in force, however well it learned them: every prompt takes
-    the row that fits it best, and the gate lets every night in."""
-    config = home / "errata.toml"
-    config.write_text(re.sub(r"(floors|_margins) = .*", r"\1 = {}", config.read_text()).replace("floors = {}", FLOORS))
-    names = ["Ada Moss", "Ben Hale", "Cleo Vance", "Dov Stern", "Eve Lark", "Finn Oake", "Gia Reed", "Hal Birch"]
-    places = ["Arden", "Belmont", "Corvia", "Dunmore", "Eastvale", "Farholt", "Glenrock", "Harwick"]
-    path = home / "edits.parquet"
-    write_feed([change(place, name, "2018-01-02", target_old=None) for place in places for name in names], path)
-    backbone = {
-        "model_type": "bert",
-        "hidden_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "intermediate_size": 128,
-        "max_position_embeddings": 64,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
-    shape = {"backbone_config": backbone, "width": 64, "max_length": 48}
-    steps = {"steps": 60, "batch": 6, "learning_rate": 1e-3, "validate_every": 60, "patience": 0}
-    for name, value in {"edits": str(path), "encoder": json.dumps(shape), "training": json.dumps(steps)}.items():
-        monkeypatch.setenv(f"ERRATA_RECIPE__{name.upper()}", value)
-    monkeypatch.setenv("ERRATA_RECIPE__HELD_OUT", "0.25")
-    trained = train_encoder()
-    monkeypatch.setenv("ERRATA_EDITOR__METHOD", "recipe")
-    monkeypatch.setenv("ERRATA_EDITOR__OPTIONS", json.dumps({"encoder": trained.folder, "gate": "none"}))
-
-
 @torch.no_grad()
 def served(space, prompts):
     """Champion's state, the ledger's view of it, and its logits on the prompts."""
@@ -99,12 +66,8 @@ def served(space, prompts):
     return held, logits
 
 
-@pytest.mark.parametrize("method", ["coachhook", "recipe"])
-def test_retraction_leaves_what_a_home_that_never_had_the_fact_has(
-    home, tmp_path, history, nights, change, monkeypatch, method
-):
-    if method == "recipe":
-        edits_with_recipe(home, change, monkeypatch)
+def test_retraction_leaves_what_a_home_that_never_had_the_fact_has(home, tmp_path, history, nights, change):
+    """With hooks; the same of repositories is held by `tests/editing/test_recipe_retraction.py`."""
     prompts = [text for facts in nights for fact in facts for text in (fact.question, *fact.paraphrases)]
     prompts += [item.prompt for facts in nights for fact in facts for item in fact.locality]
     first, middle, last = nights[0][0], nights[1][0], nights[2][1]
