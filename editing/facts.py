@@ -47,10 +47,28 @@ class LocalityPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortabilityPrompt:
-    """A prompt whose answer follows from the fact: by another name of its subject, or by reasoning from it."""
+    """A prompt whose answer follows from the fact: by another name of its subject, or by reasoning from it.
+
+    `aliases` are right as well: other names of the answer, or other answers.
+    """
 
     prompt: str
     answer: str
+    aliases: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, prompt: str, answers: Sequence[str]) -> PortabilityPrompt:
+        """The prompt with every right answer, at least one, the first of them its `answer`; each named once."""
+        named: dict[str, str] = {}
+        for answer in answers:
+            named.setdefault(fold(answer), answer)
+        first, *others = named.values()
+        return cls(prompt=prompt, answer=first, aliases=tuple(others))
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Everything that is right."""
+        return (self.answer, *self.aliases)
 
 
 def fold(text: str) -> str:
@@ -132,9 +150,13 @@ class FactChange:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, times in ISO 8601; `from_dict` is the inverse.
 
-        Without portability prompts it does not name them, so that ids do not depend on that field being known.
+        Without portability prompts, or aliases of their answers, it does not name them, so that ids do not depend
+        on those fields being known.
         """
-        portability = [{"prompt": item.prompt, "answer": item.answer} for item in self.portability]
+        portability = [
+            {"prompt": item.prompt, "answer": item.answer, **({"aliases": list(item.aliases)} if item.aliases else {})}
+            for item in self.portability
+        ]
         return {
             "operation": self.operation.value,
             "subject": self.subject,
@@ -163,7 +185,10 @@ class FactChange:
             prompt=content["prompt"],
             rephrases=tuple(content["rephrases"]),
             locality=tuple(LocalityPrompt(**item) for item in content["locality"]),
-            portability=tuple(PortabilityPrompt(**item) for item in content.get("portability", ())),
+            portability=tuple(
+                PortabilityPrompt(**{**item, "aliases": tuple(item.get("aliases", ()))})
+                for item in content.get("portability", ())
+            ),
             effective_at=datetime.fromisoformat(content["effective_at"]),
             observed_at=datetime.fromisoformat(content["observed_at"]),
             source=content["source"],

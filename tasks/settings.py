@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsError as PydanticSettingsError,
 )
 
+from editing.inverse import InverseRelations
 from tasks.errors import TasksError
 
 CONFIG_NAME = "errata.toml"
@@ -29,7 +30,14 @@ PREFIX = "ERRATA_"
 RESERVED = frozenset({CONFIG_VARIABLE, "ERRATA_DATA", "ERRATA_FAULT"})
 ALMANAC = "almanac"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5080  # of the pages that `errata ui` starts
-_OPEN_ENDED = ("EDITOR__OPTIONS", "GATE__POLICY", "EVALUATION__SUITES", "RECIPE__ENCODER", "RECIPE__TRAINING")
+_OPEN_ENDED = (
+    "EDITOR__OPTIONS",
+    "FEED__INVERSE_RELATIONS",
+    "GATE__POLICY",
+    "EVALUATION__SUITES",
+    "RECIPE__ENCODER",
+    "RECIPE__TRAINING",
+)
 SUITE_PATHS = ("shots_from", "references")  # options of suites that name files
 PATHS = (("feed", "landing"), ("statistics", "corpus"), ("recipe", "edits"), ("recipe", "initial"))
 # Prefect's pages keep every log line; only the terminal is spared.
@@ -116,6 +124,16 @@ class FeedSettings(Section):
     max_subject_tokens: int = Field(32, ge=1, description="Longer subjects are quarantined.")
     max_target_tokens: int = Field(32, ge=1, description="Longer objects are quarantined.")
     landing: Path | None = Field(None, description="Landing zone of feed files; default: landing/ under home.")
+    inverse_relations: dict[str, str] = Field(
+        default_factory=dict,
+        description="Relations that say one thing from both ends, name to inverse; contradictions stay out.",
+    )
+
+    @field_validator("inverse_relations")
+    @classmethod
+    def _consistent(cls, declared: dict[str, str]) -> dict[str, str]:
+        InverseRelations(declared)
+        return declared
 
 
 class SuiteSettings(Section):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from tasks.champion.canary import CANARY
 from tasks.errors import LedgerError
-from tasks.ledger import VersionRecord
+from tasks.ledger import EventKind, VersionRecord
 from tasks.night.summary import finished_nights
 from tasks.registry import CHALLENGER
 from tasks.workspace import Workspace
 
 
 def status_of(space: Workspace) -> dict[str, Any]:
-    """Who serves, what waits, and the last night's row."""
+    """Who serves, what waits, which facts are kept out and why, and the last night's row."""
     ledger = space.ledger
     champion = space.champion
     nights = finished_nights(ledger)
@@ -23,8 +24,20 @@ def status_of(space: Workspace) -> dict[str, Any]:
         "challenger": _version(space, ledger.champion(alias=CHALLENGER)),
         "facts": dict(ledger.status_counts(champion.state_digest if champion else None)),
         "quarantined": dict(ledger.quarantine_counts()),
+        "kept_out": list(_kept_out(space, champion.state_digest if champion else None)),
         "last_night": nights[-1].to_dict() if nights else None,
     }
+
+
+def _kept_out(space: Workspace, head: str | None) -> Iterator[dict[str, str]]:
+    """The facts that are in quarantine, with the evidence: by the gate, or for a contradiction."""
+    for events in space.ledger.events_by_fact({EventKind.QUARANTINED}):
+        last = events[-1]
+        if space.ledger.status(last.fact_id, head) is not EventKind.QUARANTINED:
+            continue
+        (fact,) = space.ledger.facts([last.fact_id])
+        said = f"{fact.subject} / {fact.relation}: {fact.target}"
+        yield {"fact_id": fact.fact_id, "fact": said, "why": last.detail["why"]}
 
 
 def night_history(space: Workspace) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from editing.errors import ConfigError, StateError
 from editing.evals.canaries import CanaryLimits
 from editing.evals.lanes import Lanes
 from editing.evals.requests import RequestBook
-from editing.evals.scorer import Scorer, open_scorer
+from editing.evals.scorer import Scorer, open_scorer, score_folder
 from editing.models import BaseModel, load_base_model
 from editing.statistics import SecondMoments
 from editing.storage import read_json
@@ -210,10 +210,22 @@ class Workspace:
             )
 
     def tidy(self, kept: Collection[str | None]) -> None:
-        """Remove every kept state except these; registered ones can be fetched again."""
+        """Remove every kept state except these; registered ones can be fetched again.
+
+        What is remembered of the scores of the others goes with them: they were steps and trials of a night.
+        """
+        registered = {record.state_digest for record in self.ledger.versions()}
         for folder in self.settings.states.glob("*"):
-            if folder.name not in kept:
-                shutil.rmtree(folder, ignore_errors=True)
+            if folder.name in kept:
+                continue
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder.name not in registered:
+                shutil.rmtree(score_folder(self._scores, folder.name), ignore_errors=True)
+
+    @property
+    def _scores(self) -> Path:
+        """Where what models answered is remembered."""
+        return self.settings.cache / "scores"
 
     # Versions
 
@@ -235,7 +247,7 @@ class Workspace:
     def scorer(self, digest: str | None, progress: Progress | None = None) -> AbstractContextManager[Scorer]:
         """A scorer of the state with this digest (None: the base), attached inside the `with`."""
         folder, state = (None, None) if digest is None else self._find(digest)
-        return self.scorer_of(state, folder, cache=self.settings.cache / "scores", progress=progress)
+        return self.scorer_of(state, folder, cache=self._scores, progress=progress)
 
     @contextmanager
     def scorer_of(

@@ -16,9 +16,9 @@ from typing import Literal, TypeVar
 from editing.evals.probes import Probe, ProbeSuite, freeze
 from editing.evals.scorer import Scorer
 from editing.evals.suite import Suite, stable_id
-from editing.facts import FactChange, Operation, fold, resolve_conflicts
+from editing.facts import FactChange, Operation, fold, precedence, resolve_conflicts
 
-EDITS_VERSION = "2"
+EDITS_VERSION = "3"
 RELIABILITY, GENERALITY, PORTABILITY = "reliability", "generality", "portability"
 LOCALITY, SAME_SUBJECT_LOCALITY = "locality", "same_subject_locality"
 EDIT_METRICS = (RELIABILITY, GENERALITY, PORTABILITY, LOCALITY, SAME_SUBJECT_LOCALITY)
@@ -63,12 +63,20 @@ class Contradictions:
             if fact.target_old is not None:
                 self._by_old.setdefault(fold(fact.target_old), []).append(fact)
 
-    def find(self, prompt: str, answer: str) -> FactChange | None:
-        """A fact that makes `answer` to `prompt` out of date, or None."""
-        asked, expected = fold(prompt), fold(answer)
-        replaced = (fact for fact in self._by_old.get(expected, []) if fold(fact.subject) in asked)
+    def find(self, prompt: str, *answers: str, than: FactChange | None = None) -> FactChange | None:
+        """A fact that makes all `answers` to `prompt` out of date, or None; with `than`, one of higher precedence."""
+        asked, expected = fold(prompt), {fold(answer) for answer in answers}
+        by_old = chain.from_iterable(self._by_old.get(answer, []) for answer in expected)
+        replaced = (fact for fact in by_old if fold(fact.subject) in asked)
         suspects = chain(self._by_prompt.get(asked, []), replaced)
-        return next((fact for fact in suspects if fold(fact.target) != expected), None)
+        return next(
+            (
+                fact
+                for fact in suspects
+                if fold(fact.target) not in expected and (than is None or precedence(fact) > precedence(than))
+            ),
+            None,
+        )
 
 
 def without_edited(suite: AnySuite, facts: Iterable[FactChange]) -> AnySuite:
@@ -90,32 +98,33 @@ def _probes(
     probes: dict[tuple[str, str], Probe] = {}
     excluded: Counter[str] = Counter()
 
-    def add(metric: str, item_id: str, prompt: str, answer: str, group: str, as_base: bool = False) -> None:
+    def add(metric: str, item_id: str, prompt: str, *answers: str, group: str, as_base: bool = False) -> None:
         if metric in metrics:
             probe = Probe(
                 item_id=f"{metric}:{item_id}",
                 metric=metric,
                 prompt=prompt,
-                answers=(answer,),
+                answers=answers,
                 group=group,
                 as_base=as_base,
+                any_forced=len(answers) > 1,
             )
             probes.setdefault((metric, item_id), probe)
 
     for item in scored:
         fact, group = item.fact, age_bucket(item.night, as_of)
-        add(RELIABILITY, fact.fact_id, fact.question, fact.target, group)
+        add(RELIABILITY, fact.fact_id, fact.question, fact.target, group=group)
         for text in dict.fromkeys(fact.paraphrases):
             if in_force.find(text, fact.target):
                 excluded["rephrase contradicted by another edit"] += 1
             else:
-                add(GENERALITY, f"{fact.fact_id}:{stable_id(text)}", text, fact.target, group)
+                add(GENERALITY, f"{fact.fact_id}:{stable_id(text)}", text, fact.target, group=group)
         for ported in fact.portability:
-            if in_force.find(ported.prompt, ported.answer):
-                excluded["portability prompt contradicted by an edit"] += 1
+            if in_force.find(ported.prompt, *ported.answers, than=fact):
+                excluded["portability prompt contradicted by a newer edit"] += 1
             else:
                 item_id = f"{fact.fact_id}:{stable_id(ported.prompt, ported.answer)}"
-                add(PORTABILITY, item_id, ported.prompt, ported.answer, group)
+                add(PORTABILITY, item_id, ported.prompt, *ported.answers, group=group)
         for local in fact.locality:
             if not local.answer.strip():
                 excluded["locality prompt without an answer"] += 1
@@ -125,7 +134,7 @@ def _probes(
                 continue
             same = fold(fact.subject) in fold(local.prompt)
             metric = SAME_SUBJECT_LOCALITY if same else LOCALITY
-            add(metric, stable_id(local.prompt, local.answer), local.prompt, local.answer, group, as_base=True)
+            add(metric, stable_id(local.prompt, local.answer), local.prompt, local.answer, group=group, as_base=True)
     return list(probes.values()), excluded
 
 
@@ -141,7 +150,9 @@ def edit_suite(
     """The suite that scores the facts `scored` on a model that holds `applied` (all nights, tonight included).
 
     Facts whose key was superseded or retracted later are not scored; prompts that another edit
-    contradicts are left out; both are counted in `excluded`. `base_scorer` scores the unedited
+    contradicts are left out; both are counted in `excluded`. A portability prompt is left out for a fact of
+    higher precedence only: what is older than the fact that it follows from, or less trusted, does not excuse
+    a contradiction. `base_scorer` scores the unedited
     base, whose outputs are frozen into the suite: build it before any state is attached.
     """
     holding = current_facts(applied)

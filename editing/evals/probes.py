@@ -1,6 +1,7 @@
 """Prompts with expected answers, scored in both protocols: what edits, ZsRE and locality have in common.
 
-`teacher_forced`: the share of the answer's tokens that are the argmax, given the answer so far.
+`teacher_forced`: the share of the answer's tokens that are the argmax, given the answer so far; where a
+probe says so, of the answer among several that has the greatest share.
 `generated`: whether greedy decoding gives the answer (`scoring.exact_match`).
 The two are never mixed under one name. A probe of locality expects the base's own frozen output
 instead of an answer known from outside.
@@ -27,7 +28,8 @@ GENERATED = "generated"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One prompt. `answers[0]` is teacher-forced; any of them counts when generated.
+    """One prompt. `answers[0]` is teacher-forced, with `any_forced` the one of them that fares best; any of them
+    counts when generated.
 
     With `as_base` the expectation is what the unedited base gives: its argmax at each token of
     `answers[0]`, and its generated text.
@@ -39,10 +41,11 @@ class Probe:
     answers: tuple[str, ...]
     group: str = ""
     as_base: bool = False
+    any_forced: bool = False
 
     @property
     def expected(self) -> str:
-        """The answer that is teacher-forced."""
+        """The first answer."""
         return self.answers[0]
 
 
@@ -59,14 +62,23 @@ Frozen = Mapping[str, FrozenOutput]
 
 def _ask(scorer: Scorer, probes: Sequence[Probe]) -> list[tuple[TeacherForced, str]]:
     prompts = [probe.prompt for probe in probes]
-    forced = scorer.teacher_forced(prompts, [probe.answers[0] for probe in probes])
+    forced = list(scorer.teacher_forced(prompts, [probe.answers[0] for probe in probes]))
     alternatives = [(i, answer) for i, probe in enumerate(probes) for answer in probe.answers[1:]]
     budgets = [len(result.target_ids) for result in forced]
     lengths = target_lengths(scorer.base.tokenizer, [prompts[i] for i, _ in alternatives], [a for _, a in alternatives])
     for (i, _), length in zip(alternatives, lengths, strict=True):
         budgets[i] = max(budgets[i], length)
+    others = [(i, answer) for i, answer in alternatives if probes[i].any_forced]
+    told = scorer.teacher_forced([prompts[i] for i, _ in others], [answer for _, answer in others]) if others else []
+    for (i, _), result in zip(others, told, strict=True):
+        forced[i] = max(forced[i], result, key=lambda item: _agreed(item, item.target_ids))
     texts = scorer.generate(prompts, [budget + ANSWER_SLACK for budget in budgets])
     return list(zip(forced, texts, strict=True))
+
+
+def _agreed(forced: TeacherForced, wanted_ids: Sequence[int]) -> float:
+    """The share of tokens where the model's choice is the wanted one."""
+    return sum(a == b for a, b in zip(forced.predicted_ids, wanted_ids, strict=True)) / len(wanted_ids)
 
 
 def freeze(scorer: Scorer, probes: Iterable[Probe]) -> dict[str, FrozenOutput]:
@@ -98,7 +110,7 @@ def score_probes(
                 raise SuiteError(f"no frozen base output for {probe.prompt!r} ({probe.item_id}); freeze the base first")
             wanted_ids, wanted_text = said.predicted_ids, said.text
             right = fold(text) == fold(said.text)
-        agreed = sum(a == b for a, b in zip(forced.predicted_ids, wanted_ids, strict=True)) / len(wanted_ids)
+        agreed = _agreed(forced, wanted_ids)
         expected_text, got_text = scorer.base.tokenizer.batch_decode([list(wanted_ids), list(forced.predicted_ids)])
         for protocol, expected, got, score in (
             (TEACHER_FORCED, expected_text, got_text, agreed),

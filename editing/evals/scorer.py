@@ -172,7 +172,7 @@ class Scorer:
             "scoring": SCORING_VERSION,
         }
         assert self.cache is not None
-        return self.cache / model_digest[:16] / f"{content_digest(key)}.json"
+        return score_folder(self.cache, model_digest) / f"{content_digest(key)}.json"
 
     def _recall(self, requests: list[Any], model_digest: str) -> list[Any] | None:
         if self.cache is None:
@@ -188,6 +188,11 @@ class Scorer:
             path = self._path(requests, self.model_digest)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"digest": content_digest(results), "results": results})
+
+
+def score_folder(cache: Path, model_digest: str) -> Path:
+    """Where a scorer with this cache remembers what the model of that digest answered."""
+    return cache / model_digest[:16]
 
 
 def _target(row: dict[str, Any]) -> TeacherForced:

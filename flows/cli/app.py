@@ -37,6 +37,7 @@ app.command("eval")(evals.evaluate)
 app.command()(evals.retention)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+SHOWN = 20
 NIGHT_COLUMNS = {
     "night": "night",
     "facts": "facts\nin",
@@ -99,6 +100,8 @@ def night(
     else:
         out.print(table("The night", [_row(summary.to_dict())], NIGHT_COLUMNS))
         _print_timing(out, [summary.timing])
+        if kept_out := summary.blamed + summary.contradicting:
+            out.print(f"Kept out: {kept_out}; `errata status` says which facts and why", soft_wrap=True)
 
 
 @app.command()
@@ -200,6 +203,11 @@ def status(as_json: AsJson = False) -> None:
     out.print(f"facts        {facts}")
     out.print(f"quarantined  {quarantined}")
     out.print(f"home         {found['home']}", soft_wrap=True)
+    if found["kept_out"]:
+        shown = found["kept_out"][:SHOWN]
+        out.print(table("\nFacts in quarantine (`errata release` puts one back)", shown))
+        if len(found["kept_out"]) > SHOWN:
+            out.print(f"and {len(found['kept_out']) - SHOWN} more: --json names them all")
     if found["last_night"]:
         out.print(table("\nThe last night", [_row(found["last_night"])], NIGHT_COLUMNS))
 
@@ -349,7 +357,9 @@ def _version(found: dict | None) -> str:
 
 
 def _told(summary: dict) -> str:
-    left_out = "".join(f", {summary[kind]} {kind}" for kind in ("blamed", "postponed") if summary.get(kind))
+    left_out = "".join(
+        f", {summary[kind]} {kind}" for kind in ("blamed", "contradicting", "postponed") if summary.get(kind)
+    )
     if not summary["applied"] and not summary["retracted"]:
         return f"{summary['facts']} changes, nothing to edit"
     if summary["champion"] == summary["version"]:

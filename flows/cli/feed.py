@@ -50,13 +50,16 @@ def convert(
 def validate(feed: Annotated[Path, typer.Argument(help="A Parquet feed.")], as_json: AsJson = False) -> None:
     """Check a feed as the night will, row by row; exit code 1 when a row would be quarantined.
 
-    Example: `errata feed validate tonight.parquet`
+    Facts of the file that contradict each other through `[feed.inverse_relations]` count as well; what stands
+    in the ledger already is for the night to compare. Example: `errata feed validate tonight.parquet`
     """
+    from editing.inverse import InverseRelations
     from tasks.feed.reading import validate_feed
     from tasks.night.receive import limits_of
     from tasks.workspace import open_workspace
 
-    found = validate_feed(feed, limits_of(open_workspace()))
+    space = open_workspace()
+    found = validate_feed(feed, limits_of(space), InverseRelations(space.settings.feed.inverse_relations))
     if as_json:
         print_json(asdict(found))
     else:

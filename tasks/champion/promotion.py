@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 
 from editing.errors import StateError
 from editing.evals.gate import Decision
@@ -11,8 +12,10 @@ from editing.storage import read_json, write_json
 from tasks.champion.approval import ask_for_approval
 from tasks.champion.moves import BY_NIGHT, called, standing
 from tasks.faults import checkpoint
+from tasks.ledger import RunPhase
 from tasks.night.evaluate import verdict_of
 from tasks.night.plan import NightWork
+from tasks.night.summary import KIND
 from tasks.registry import CHAMPION
 from tasks.workspace import Workspace, open_workspace
 
@@ -33,7 +36,8 @@ def decide_promotion(work: NightWork, version: int, *, while_waiting: Callable[[
     Held is what the gate did not let through, a version that a person or the canary took back before,
     and one whose night began from a champion that is no longer in force. With `approval = "manual"` a
     person has the last word; `while_waiting` is called from time to time until then. A killed night that
-    goes on with the same facts finds the answer that was given.
+    goes on with the same facts on the same champion finds the answer that was given, whatever the time up to
+    which it takes facts now; one that ended asks again.
     """
     space = open_workspace()
     verdict = verdict_of(space, work.key)
@@ -44,13 +48,23 @@ def decide_promotion(work: NightWork, version: int, *, while_waiting: Callable[[
     if space.settings.gate.approval == "auto":
         return Promotion(Decision.PROMOTE)
     path = space.night_folder(work.key) / PROMOTION_FILE
-    if path.exists() and (earlier := read_json(path, StateError))["as_of"] == work.as_of:
+    if path.exists() and not _ended_since(space, work.key, (earlier := read_json(path, StateError)).get("at")):
         return Promotion(Decision(earlier["decision"]), earlier["why"])
     answer = ask_for_approval(version, verdict.to_markdown(), space.settings.gate.approval_hours, while_waiting)
     found = Promotion(Decision(answer.decision), answer.sentence)
-    write_json(path, {**asdict(found), "as_of": work.as_of})
+    write_json(path, {**asdict(found), "at": datetime.now(UTC).isoformat()})
     checkpoint("approved")
     return found
+
+
+def _ended_since(space: Workspace, night: str, answered: str | None) -> bool:
+    """Whether the night of this key ended after a person's answer, which then has done its part."""
+    if answered is None:
+        return True
+    since = datetime.fromisoformat(answered)
+    return any(
+        run.run_id == night and run.phase is RunPhase.FINISHED and run.at >= since for run in space.ledger.runs(KIND)
+    )
 
 
 def moved_meanwhile(space: Workspace, version: int | None) -> str | None:

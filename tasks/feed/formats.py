@@ -89,26 +89,25 @@ class Context:
         return tuple(dict.fromkeys(self.slotted(text, subject) or text for text in texts))
 
     def localities(self, pairs: Iterable[tuple[object, object]]) -> tuple[LocalityPrompt, ...]:
-        """Locality prompts from (prompt, answer or list of answers or of alias lists) pairs."""
-        return tuple(LocalityPrompt(prompt=prompt, answer=answer) for prompt, answer in self._asked("locality", pairs))
+        """Locality prompts from (prompt, answer or list of answers or of alias lists) pairs; the first name counts."""
+        asked = self._asked("locality", pairs)
+        return tuple(dict.fromkeys(LocalityPrompt(prompt=prompt, answer=answers[0]) for prompt, answers in asked))
 
     def portabilities(self, pairs: Iterable[tuple[object, object]]) -> tuple[PortabilityPrompt, ...]:
-        """Portability prompts from pairs as those of `localities`."""
+        """Portability prompts from pairs as those of `localities`, with every answer and name."""
         asked = self._asked("portability", pairs)
-        return tuple(PortabilityPrompt(prompt=prompt, answer=answer) for prompt, answer in asked)
+        return tuple(dict.fromkeys(PortabilityPrompt.of(prompt, answers) for prompt, answers in asked))
 
-    def _asked(self, kind: str, pairs: Iterable[tuple[object, object]]) -> list[tuple[str, str]]:
-        kept: dict[tuple[str, str], None] = {}
-        for given, answers in pairs:
-            prompt, answer = self.text(given), self.text(_first_text(answers))
+    def _asked(self, kind: str, pairs: Iterable[tuple[object, object]]) -> Iterator[tuple[str, list[str]]]:
+        for given, named in pairs:
+            prompt, answers = self.text(given), [text for text in map(self.text, _all_texts(named)) if text]
             if prompt.startswith(_NQ_PREFIX):
                 self.report.repaired["'nq question: ' removed"] += 1
                 prompt = prompt.removeprefix(_NQ_PREFIX).strip()
-            if prompt and answer:
-                kept[prompt, answer] = None
+            if prompt and answers:
+                yield prompt, answers
             else:
                 self.report.left_out[f"{kind} prompt without an answer"] += 1
-        return list(kept)
 
     def leave_out(self, record: Record, *names: str) -> None:
         """Count the fields of a record that have no place in a feed."""
@@ -164,11 +163,18 @@ def _places(subject: str, prompt: str) -> list[int]:
     return places
 
 
-def _first_text(answers: object) -> object:
-    """The first text in an answer, a list of answers, or a list of alias lists."""
+def _all_texts(answers: object) -> Iterator[object]:
+    """Everything in an answer, a list of answers, or a list of alias lists, in order."""
     if isinstance(answers, list | tuple):
-        return next((text for item in answers if (text := _first_text(item))), None)
-    return answers
+        for item in answers:
+            yield from _all_texts(item)
+    elif answers:
+        yield answers
+
+
+def _first_text(answers: object) -> object:
+    """The first of `_all_texts`."""
+    return next(_all_texts(answers), None)
 
 
 def _nested(groups: object) -> Iterator[tuple[object, object]]:
@@ -362,7 +368,9 @@ def read_rows(record: Record, context: Context) -> Iterator[FactChange]:
             prompt=prompt if retracts else context.slotted(prompt, subject) or prompt,
             rephrases=context.rephrased(_cell(known.get("rephrases")), subject),
             locality=context.localities((item.get("prompt"), item.get("answer")) for item in localities),
-            portability=context.portabilities((item.get("prompt"), item.get("answer")) for item in ported),
+            portability=context.portabilities(
+                (item.get("prompt"), [item.get("answer"), item.get("aliases")]) for item in ported
+            ),
             effective_at=_time(known, "effective_at", context),
             observed_at=_time(known, "observed_at", context),
             source=context.text(known.get("source")) or context.source,

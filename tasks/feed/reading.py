@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from editing.facts import FactChange
+from editing.facts import FactChange, Operation, resolve_conflicts
+from editing.inverse import InverseRelations, contradictions
 from tasks.errors import FeedError
 from tasks.feed.rules import Limits, Reason, check_batch, plain_rows
 from tasks.feed.schema import BATCH_ROWS, SCHEMA_VERSION, VERSION_KEY, conform, schema_differences
@@ -84,20 +85,24 @@ class RowProblem:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What ingestion would do with a file: rows read, rows let in, and the others one by one."""
+    """What would become of a file: rows read, rows that are sound, and the others one by one."""
 
     rows: int
     accepted: int
     problems: tuple[RowProblem, ...]
 
 
-def validate_feed(path: Path | str, limits: Limits | None = None) -> Validation:
-    """Check a feed file as ingestion will, writing nothing.
+def validate_feed(
+    path: Path | str, limits: Limits | None = None, inverse: InverseRelations | None = None
+) -> Validation:
+    """Check a feed file as ingestion will, and its facts against each other as a night will that takes them all.
 
-    Raises `BrokenFileError` (a `FeedError`) when it would be quarantined whole.
+    Nothing is written, and nothing but the file is looked at. Raises `BrokenFileError` (a `FeedError`)
+    when it would be quarantined whole.
     """
     limits = limits or Limits.at()
     seen: dict[str, int] = {}
+    two_ended: list[FactChange] = []
     problems: list[RowProblem] = []
     rows = 0
     for batch in read_batches(Path(path)):
@@ -108,8 +113,21 @@ def validate_feed(path: Path | str, limits: Limits | None = None) -> Validation:
             if first != rows + index:
                 sentence = f"the same fact stands in row {first}; remove one of them"
                 problems.append(RowProblem(rows + index, Reason.DUPLICATE, sentence))
+            elif inverse and inverse.concerns([change.key.relation]):
+                two_ended.append(change)
         rows += len(batch)
-    return Validation(rows, len(seen), tuple(sorted(problems, key=lambda problem: problem.row)))
+    contradicting = list(_contradicting(two_ended, inverse, seen)) if inverse else []
+    problems = sorted([*problems, *contradicting], key=lambda problem: problem.row)
+    return Validation(rows, len(seen) - len(contradicting), tuple(problems))
+
+
+def _contradicting(changes: list[FactChange], inverse: InverseRelations, rows: dict[str, int]) -> Iterator[RowProblem]:
+    """The facts that hold for their keys and contradict one another through an inverse relation."""
+    holding = [change for change in resolve_conflicts(changes).winners if change.operation is Operation.ASSERT]
+    for item in contradictions(holding, inverse):
+        place = f"row {rows[item.rival.fact_id]}"
+        sentence = f"{item.sentence(place)}; correct one of them, or take the pair out of [feed.inverse_relations]"
+        yield RowProblem(rows[item.fact.fact_id], Reason.CONTRADICTION, sentence)
 
 
 def read_feed(path: Path | str, limits: Limits | None = None) -> Iterator[FactChange]:

@@ -42,6 +42,7 @@ class Reason(StrEnum):
     BROKEN_FACT = "broken_fact"
     FACT_ID_MISMATCH = "fact_id_mismatch"
     DUPLICATE = "duplicate"
+    CONTRADICTION = "contradiction"
     EMPTY_FILE = "empty_file"
     NOT_PARQUET = "not_parquet"
     TRUNCATED = "truncated"
@@ -151,7 +152,9 @@ def _build(index: int, row: dict[str, Any]) -> FactChange | BadRow:
     row["operation"] = Operation(row["operation"])
     row["rephrases"] = tuple(row["rephrases"] or ())
     row["locality"] = tuple(LocalityPrompt(**item) for item in row["locality"] or ())
-    row["portability"] = tuple(PortabilityPrompt(**item) for item in row["portability"] or ())
+    row["portability"] = tuple(
+        PortabilityPrompt(**{**item, "aliases": tuple(item["aliases"] or ())}) for item in row["portability"] or ()
+    )
     row["source_rank"] = row["source_rank"] or 0
     row["target"] = row["target"] or ""
     row["prompt"] = row["prompt"] or ""
@@ -310,15 +313,16 @@ def _folded(texts: pa.Array) -> pa.Array:
     return pc.utf8_lower(pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s+", " ")))
 
 
-def _leaves(column: pa.Array) -> list[tuple[pa.Array, np.ndarray]]:
+def _leaves(column: pa.Array, rows: np.ndarray | None = None) -> Iterator[tuple[pa.Array, np.ndarray]]:
     """The arrays of values under a column, each with the row that every value belongs to."""
-    if not pa.types.is_list(column.type):
-        return [(column, np.arange(len(column)))]
-    rows = pc.list_parent_indices(column).to_numpy()
-    values = pc.list_flatten(column)
-    if pa.types.is_struct(values.type):
-        return [(pc.struct_field(values, [position]), rows) for position in range(values.type.num_fields)]
-    return [(values, rows)]
+    rows = np.arange(len(column)) if rows is None else rows
+    if pa.types.is_list(column.type):
+        yield from _leaves(pc.list_flatten(column), rows[pc.list_parent_indices(column).to_numpy()])
+    elif pa.types.is_struct(column.type):
+        for position in range(column.type.num_fields):
+            yield from _leaves(pc.struct_field(column, [position]), rows)
+    else:
+        yield column, rows
 
 
 def _any_leaf(column: pa.Array, test: Callable[[pa.Array], pa.Array]) -> np.ndarray:

@@ -54,9 +54,11 @@ COLUMNS = (
     Column("source_rank", pa.int64(), False, "trust in the source: 0 is the highest, and the default"),
     Column(
         "portability",
-        pa.list_(pa.struct([("prompt", pa.string()), ("answer", pa.string())])),
+        pa.list_(
+            pa.struct([("prompt", pa.string()), ("answer", pa.string()), pa.field("aliases", pa.list_(pa.string()))])
+        ),
         False,
-        "prompts whose answers follow from the fact",
+        "prompts whose answers follow from the fact; aliases, which may be left out, are right as well",
     ),
 )
 SCHEMA = pa.schema(
@@ -88,12 +90,18 @@ def _accepts(wanted: pa.DataType, found: pa.DataType) -> bool:
     if pa.types.is_int64(wanted):
         return (pa.types.is_integer(found) and not pa.types.is_uint64(found)) or pa.types.is_null(found)
     if pa.types.is_struct(wanted):
-        return (
-            pa.types.is_struct(found)
-            and sorted(field.name for field in found) == sorted(field.name for field in wanted)
-            and all(_is_text(field.type) for field in found)
-        )
+        return pa.types.is_struct(found) and _accepts_fields(wanted, found)
     return (_is_list(found) and _accepts(wanted.value_type, found.value_type)) or pa.types.is_null(found)
+
+
+def _accepts_fields(wanted: pa.StructType, found: pa.StructType) -> bool:
+    """Whether each field is a known one, stands there once, and is there unless it is a list."""
+    names = [field.name for field in found]
+    return (
+        len(set(names)) == len(names)
+        and {field.name for field in wanted if not _is_list(field.type)} <= set(names)
+        and all(name in wanted.names and _accepts(wanted.field(name).type, found.field(name).type) for name in names)
+    )
 
 
 def schema_differences(found: pa.Schema) -> list[str]:

@@ -1,7 +1,7 @@
 """The append-only history: facts, what happened to them, versions, alias moves, runs and leases."""
 
 from tasks.ledger.leases import Lease
-from tasks.ledger.nights import NightPlan, Retraction, plan_night, record_plan
+from tasks.ledger.nights import NightPlan, Retraction, evidence, plan_night, record_plan
 from tasks.ledger.records import (
     AliasMove,
     BatchCommit,
@@ -36,6 +36,7 @@ __all__ = [
     "RunPhase",
     "RunRecord",
     "VersionRecord",
+    "evidence",
     "plan_night",
     "record_plan",
 ]

@@ -490,7 +490,18 @@ class Ledger:
         due = tables.facts.c.effective_at <= as_of
         key = (tables.facts.c.subject_key, tables.facts.c.relation_key)
         waiting = query.where(due, status.in_(PENDING)).with_only_columns(*key)
-        query = query.where(due, status.in_(CONTENDING), tuple_(*key).in_(waiting)).order_by(*key)
+        yield from self._standing(query.where(due, status.in_(CONTENDING), tuple_(*key).in_(waiting)).order_by(*key))
+
+    def standing_in(
+        self, relations: Collection[str], as_of: datetime, state_digest: str | None = None
+    ) -> Iterator[Standing]:
+        """Facts effective by `as_of` that compete for a key of these (folded) relations, ordered by key."""
+        query, status = _facts_with_status(state_digest)
+        facts = tables.facts.c
+        query = query.where(facts.effective_at <= as_of, status.in_(CONTENDING), facts.relation_key.in_(relations))
+        yield from self._standing(query.order_by(facts.subject_key, facts.relation_key))
+
+    def _standing(self, query: Select[Any]) -> Iterator[Standing]:
         with self._reader.begin() as connection:
             for row in connection.execute(query.execution_options(yield_per=_LOOKUP)):
                 kind = EventKind(row.status)
@@ -503,17 +514,23 @@ class Ledger:
             row = connection.execute(query.where(tables.facts.c.fact_id == fact_id)).one_or_none()
         return None if row is None else EventKind(row.status)
 
-    def superseded_by(self, fact_id: str) -> list[str]:
-        """Ids of the pending facts that lost their key to this one before anything was edited."""
+    def lost_to(self, fact_id: str) -> list[str]:
+        """Ids of the pending facts that stayed out for this one before anything was edited.
+
+        They lost their key to it, or contradicted it through an inverse relation.
+        """
         winner = self.fact(fact_id)
         if winner is None:
             return []
-        rivals = (other for other in self.facts_of_subject(winner.key.subject) if other.key == winner.key)
-        last = {rival.fact_id: self.history(rival.fact_id)[-1] for rival in rivals}
+        of_key = (other.fact_id for other in self.facts_of_subject(winner.key.subject) if other.key == winner.key)
+        contradicting = (events[-1].fact_id for events in self.events_by_fact({EventKind.QUARANTINED}))
+        last = {loser: self.history(loser)[-1] for loser in (*of_key, *contradicting)}
         return [
-            rival
-            for rival, event in last.items()
-            if event.kind is EventKind.SUPERSEDED and event.state_digest is None and event.detail.get("by") == fact_id
+            loser
+            for loser, event in last.items()
+            if event.kind in (EventKind.SUPERSEDED, EventKind.QUARANTINED)
+            and event.state_digest is None
+            and event.detail.get("by") == fact_id
         ]
 
     def facts_in_state(self, state_digest: str | None) -> list[FactChange]:

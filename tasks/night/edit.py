@@ -95,6 +95,18 @@ def applied_facts(space: Workspace, work: NightWork) -> list[str]:
     return [fact_id for step in carried_out(space, work) if not step.retracts for fact_id in step.fact_ids]
 
 
+def restored_facts(space: Workspace, work: NightWork) -> list[str]:
+    """Ids of the facts that the candidate holds, the champion did not, and no batch applied.
+
+    A retraction uncovered them.
+    """
+    if not work.retract:
+        return []
+    candidate = space.ledger.commits(work.key)[-1].state_digest
+    known = {fact.fact_id for fact in space.ledger.facts_in_state(work.parent)} | set(applied_facts(space, work))
+    return [fact_id for fact_id in space.state(candidate).fact_ids if fact_id not in known]
+
+
 def refusals(space: Workspace, work: NightWork) -> dict[str, str]:
     """The facts of refused batches, and why."""
     commits = zip(work.steps, space.ledger.commits(work.key), strict=True)

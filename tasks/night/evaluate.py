@@ -23,7 +23,7 @@ from editing.storage import read_json, write_json
 from tasks.artifacts import show_table
 from tasks.faults import checkpoint
 from tasks.ledger import EventKind
-from tasks.night.edit import applied_facts
+from tasks.night.edit import applied_facts, restored_facts
 from tasks.night.plan import NightWork
 from tasks.progress import reporter
 from tasks.suites import HEADLINES, configured_suites
@@ -126,24 +126,28 @@ def edit_suites(
     base_scorer: Scorer,
     metrics: Iterable[str] = EDIT_METRICS,
 ) -> tuple[ProbeSuite, ProbeSuite]:
-    """The suites of tonight's edits, the facts `tonight` in the state, and of a sample of earlier nights'."""
+    """The suites of tonight's edits, the facts `tonight` in the state, and of a sample of earlier nights'.
+
+    Facts that hold again, because what had superseded them is taken back, are earlier nights' and always asked.
+    """
     as_of = work.time.date()
     new = [AppliedFact(fact, as_of) for fact in tonight]
     gone = {fact for _, fact in work.retract}
-    earlier = [item for item in _applied_before(space, work.parent) if item.fact.fact_id not in gone]
-    sample = sorted(earlier, key=lambda item: sha256(item.fact.fact_id.encode()).digest())
-    sample = sample[: space.settings.evaluation.retention]
-    applied = [*earlier, *new]
+    standing = [fact for fact in space.ledger.facts_in_state(work.parent) if fact.fact_id not in gone]
+    restored = list(_with_nights(space, space.ledger.facts(restored_facts(space, work))))
+    earlier = sorted(_with_nights(space, standing), key=lambda item: sha256(item.fact.fact_id.encode()).digest())
+    sample = [*restored, *earlier][: max(space.settings.evaluation.retention, len(restored))]
+    applied = [*restored, *earlier, *new]
     return (
         edit_suite(EDITS, new, applied=applied, as_of=as_of, base_scorer=base_scorer, metrics=metrics),
         edit_suite(RETENTION, sample, applied=applied, as_of=as_of, base_scorer=base_scorer, metrics=[RELIABILITY]),
     )
 
 
-def _applied_before(space: Workspace, parent: str | None) -> Iterator[AppliedFact]:
-    """The facts in the champion's state, each with the night that applied it."""
+def _with_nights(space: Workspace, facts: Iterable[FactChange]) -> Iterator[AppliedFact]:
+    """Facts of earlier nights, each with the night that applied it."""
     nights = {record.version: record.night.date() for record in space.ledger.versions()}
-    for fact in space.ledger.facts_in_state(parent):
+    for fact in facts:
         applied = [event for event in space.ledger.history(fact.fact_id) if event.kind is EventKind.APPLIED]
         yield AppliedFact(fact, nights[applied[-1].detail["version"]])
 

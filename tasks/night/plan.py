@@ -15,9 +15,10 @@ from editing.errors import StateError
 from editing.evals.requests import target_lengths
 from editing.evals.scoring import ANSWER_SLACK, exact_match
 from editing.facts import FactChange, make_batches
+from editing.inverse import InverseRelations
 from editing.storage import canonical_json, read_json, write_json
 from tasks.faults import checkpoint
-from tasks.ledger import Event, EventKind, plan_night, record_plan
+from tasks.ledger import Event, EventKind, evidence, plan_night, record_plan
 from tasks.workspace import Workspace, open_workspace
 
 PLAN_FILE = "plan.json"
@@ -42,8 +43,9 @@ class NightWork:
 
     A killed night that is started again finds its own batches under that key. `parent` is the
     champion's state (None: the base); `retract` pairs a retract change with the fact it takes back.
-    Where the gate failed and a part of the facts stays out, `left_out` names them and `origin` is the
-    key of the night as it was planned.
+    `contradicting` pairs a fact that stays out, for what it says of another through an inverse relation,
+    with the evidence. Where the gate failed and a part of the facts stays out, `left_out` names them and
+    `origin` is the key of the night as it was planned.
     """
 
     key: str
@@ -55,6 +57,7 @@ class NightWork:
     known: tuple[str, ...]
     superseded: int
     nothing_to_retract: int
+    contradicting: tuple[tuple[str, str], ...] = ()
     origin: str | None = None
     left_out: tuple[str, ...] = ()
 
@@ -73,7 +76,7 @@ class NightWork:
     def considered(self) -> int:
         """Fact changes that this night decided about."""
         edited = len(self.facts) + len(self.left_out) + len(self.retract)
-        return edited + len(self.known) + self.superseded + self.nothing_to_retract
+        return edited + len(self.known) + self.superseded + self.nothing_to_retract + len(self.contradicting)
 
     @property
     def time(self) -> datetime:
@@ -97,9 +100,9 @@ class NightWork:
     def from_dict(cls, content: dict[str, Any]) -> Self:
         """The work that `to_dict` wrote."""
         batches = tuple(tuple(batch) for batch in content["batches"])
-        retract = tuple((by, fact) for by, fact in content["retract"])
+        pairs = {name: tuple((a, b) for a, b in content.get(name, ())) for name in ("retract", "contradicting")}
         names = {name: tuple(content.get(name, ())) for name in ("known", "left_out")}
-        return cls(**{**content, **names, "batches": batches, "retract": retract})
+        return cls(**{**content, **names, **pairs, "batches": batches})
 
 
 def _key(identity: Any) -> str:
@@ -108,7 +111,7 @@ def _key(identity: Any) -> str:
 
 @task(name="plan", cache_policy=NO_CACHE)
 def plan_work(as_of: datetime, *, record: bool = True, only: Sequence[str] = ()) -> NightWork:
-    """Decide what the night does; `record` what is decided without editing: superseded, known, nothing to retract.
+    """Decide what the night does; `record` what is decided without editing: superseded, known, contradicting, void.
 
     With `only` (ids of fact changes) everything that concerns other subjects and relations waits.
     The plan is on disk before the first record, so that a night killed in between still counts all of them.
@@ -118,7 +121,8 @@ def plan_work(as_of: datetime, *, record: bool = True, only: Sequence[str] = ())
     champion = space.champion
     parent = champion.state_digest if champion else None
     keys = {change.key for change in space.ledger.facts(only)} if only else None
-    decided = plan_night(space.ledger, as_of, parent, keys)
+    inverse = InverseRelations(space.settings.feed.inverse_relations)
+    decided = plan_night(space.ledger, as_of, parent, keys, inverse)
     known = _already_answered(space, decided.to_apply, parent)
     unknown = [fact for fact in decided.to_apply if fact.fact_id not in known]
     batches = tuple(tuple(fact.fact_id for fact in batch.facts) for batch in make_batches(unknown, settings.batch_size))
@@ -133,6 +137,7 @@ def plan_work(as_of: datetime, *, record: bool = True, only: Sequence[str] = ())
         known=tuple(fact.fact_id for fact in decided.to_apply if fact.fact_id in known),
         superseded=len(decided.superseded),
         nothing_to_retract=len(decided.nothing_to_retract),
+        contradicting=tuple((item.fact.fact_id, evidence(space.ledger, item)) for item in decided.contradicting),
     )
     path = space.night_folder(work.key) / PLAN_FILE
     if path.exists() and (earlier := NightWork.from_dict(read_json(path, StateError))).as_of == work.as_of:

@@ -17,7 +17,7 @@ from tasks.champion.promotion import Promotion, moved_meanwhile
 from tasks.faults import checkpoint
 from tasks.ledger import Event, EventKind, RunPhase, RunRecord, VersionRecord
 from tasks.night.culprits import search_of
-from tasks.night.edit import applied_facts, carried_out, refusals
+from tasks.night.edit import applied_facts, carried_out, refusals, restored_facts
 from tasks.night.evaluate import answered_facts, report_of, suite_scores, verdict_of
 from tasks.night.plan import NightWork
 from tasks.night.summary import DRY_RUN, KIND, NOTHING, NightSummary, scores_of
@@ -110,7 +110,7 @@ def record_version(space: Workspace, work: NightWork, version: Version, report: 
         applied=applied_facts(space, work),
         retracted=[fact for _, fact in work.retract],
         by=list(dict.fromkeys(change for change, _ in work.retract)),
-        restored=_restored(space, work, version.digest) if work.retract else (),
+        restored=restored_facts(space, work),
     )
     checkpoint("version recorded")
     asked = answered_facts(report)
@@ -130,12 +130,6 @@ def record_version(space: Workspace, work: NightWork, version: Version, report: 
     )
 
 
-def _restored(space: Workspace, work: NightWork, digest: str) -> list[str]:
-    """The facts that the candidate holds, the champion did not, and no batch applied: a retraction uncovered them."""
-    known = {fact.fact_id for fact in space.ledger.facts_in_state(work.parent)} | set(applied_facts(space, work))
-    return [fact_id for fact_id in space.state(digest).fact_ids if fact_id not in known]
-
-
 def _refused(space: Workspace, work: NightWork, at: datetime) -> Iterator[Event]:
     for fact_id, why in refusals(space, work).items():
         yield Event(fact_id=fact_id, kind=EventKind.REFUSED, at=at, run_id=work.key, detail={"why": why})
@@ -144,7 +138,7 @@ def _refused(space: Workspace, work: NightWork, at: datetime) -> Iterator[Event]
 def _left_out(space: Workspace, work: NightWork, at: datetime) -> Iterator[Event]:
     """The facts that the gate quarantines, with its evidence, those that wait, and those that come back.
 
-    A fact that lost its key tonight to one in quarantine is to be decided about again.
+    A fact that stayed out tonight for one in quarantine is to be decided about again.
     """
     search = search_of(space, work.key)
     if search is None:
@@ -157,8 +151,8 @@ def _left_out(space: Workspace, work: NightWork, at: datetime) -> Iterator[Event
     for blamed in search.blamed:
         partners = list(blamed.partners)
         yield event(blamed.fact_id, EventKind.QUARANTINED, blamed.why, cause=blamed.cause, partners=partners)
-        for loser in space.ledger.superseded_by(blamed.fact_id):
-            yield event(loser, EventKind.RELEASED, f"{blamed.fact_id}, to which it had lost, is in quarantine")
+        for loser in space.ledger.lost_to(blamed.fact_id):
+            yield event(loser, EventKind.RELEASED, f"{blamed.fact_id}, for which it had stayed out, is in quarantine")
     for fact_id in search.postponed:
         yield event(fact_id, EventKind.POSTPONED, "too many at once: the gate passes alone, not with all the others")
 
@@ -199,6 +193,7 @@ def _summarise(
         refused=len(refusals(space, work)),
         blamed=len(search.blamed) if search else 0,
         postponed=len(search.postponed) if search else 0,
+        contradicting=len(work.contradicting),
         retracted=len(work.retract),
         known=len(work.known),
         superseded=work.superseded,

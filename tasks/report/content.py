@@ -84,6 +84,7 @@ class Content:
     accused: tuple[Accused, ...]
     postponed: tuple[FactChange, ...]
     refused: tuple[tuple[FactChange, str], ...]
+    contradicting: tuple[tuple[FactChange, str], ...]
     lost: tuple[Lost, ...]
 
     @property
@@ -97,6 +98,8 @@ class Content:
 
     def _out(self) -> str:
         parts = [counted(len(self.accused), "harmful fact") + " quarantined"] if self.accused else []
+        if self.contradicting:
+            parts.append(counted(len(self.contradicting), "contradicting fact") + " quarantined")
         parts += [counted(len(self.postponed), "fact") + " postponed"] if self.postponed else []
         return f"{', '.join(parts)}. " if parts else ""
 
@@ -108,7 +111,7 @@ def gather(space: Workspace, work: NightWork) -> Content:
     reports = {name: report_of(space, work.key, name) for name in names}  # type: ignore[arg-type]
     whole = _whole(space, work)
     applied = space.ledger.facts(applied_facts(space, work))
-    refused = refusals(space, work)
+    refused, contradicting = refusals(space, work), dict(work.contradicting)
     return Content(
         work=work,
         verdict=verdict,
@@ -119,6 +122,7 @@ def gather(space: Workspace, work: NightWork) -> Content:
         accused=tuple(_accused(space, search)),
         postponed=tuple(space.ledger.facts(search.postponed if search else ())),
         refused=tuple((fact, refused[fact.fact_id]) for fact in space.ledger.facts(list(refused))),
+        contradicting=tuple((f, contradicting[f.fact_id]) for f in space.ledger.facts(list(contradicting))),
         lost=tuple(_lost(verdict, reports))[:LOST],
     )
 

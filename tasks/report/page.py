@@ -57,6 +57,7 @@ def markdown(content: Content) -> str:
     for accused in content.accused:
         fact = accused.fact
         lines.append(f"- quarantined `{fact.fact_id}` ({fact.question} **{fact.target}**): {accused.evidence.why}")
+    lines += [f"- quarantined `{fact.fact_id}`: {why}" for fact, why in content.contradicting[:SHOWN]]
     lines += [f"- postponed `{fact.fact_id}` ({fact.question} {fact.target})" for fact in content.postponed[:SHOWN]]
     return "\n".join([*lines, "", content.verdict.to_markdown()])
 

@@ -25,7 +25,7 @@ from editing.evals.scoring import (
 )
 from editing.evals.shards import answers, batched, carry_out
 from editing.evals.suite import evaluate
-from editing.facts import EditBatch, FactChange, LocalityPrompt, Operation
+from editing.facts import EditBatch, FactChange, LocalityPrompt, Operation, PortabilityPrompt
 from editing.models import wrap_model
 from editing.statistics import compute_second_moments
 
@@ -429,6 +429,44 @@ def test_superseded_facts_and_contradicted_prompts_are_left_out_and_counted(lear
     ]
     assert [p.metric for p in suite.items if p.as_base] == ["same_subject_locality"]
     assert suite.excluded == {"superseded or retracted": 1, "locality prompt contradicted by an edit": 2}
+
+
+def ported(*answers, **more):
+    """A fact from which the answer to what `learned` is asked for the mayor of Arden would follow."""
+    asked = PortabilityPrompt.of("The mayor of Arden is", answers)
+    content = {"relation": "river", "prompt": "The river in {} is the", "target": "Amber", "portability": (asked,)}
+    return fact(**{**content, **more})
+
+
+def test_any_name_of_an_answer_that_follows_is_right(learned):
+    suites = {
+        answers: edits(learned, [AppliedFact(ported(*answers), NIGHT)], metrics=["portability"])
+        for answers in (("Her Honour", "Ada Moss", "ada  moss"), ("Her Honour",), ("Her Honour", "Nobody"))
+    }
+    with open_scorer(learned) as scorer:
+        found = {case: evaluate(scorer, [suite]).metrics for case, suite in suites.items()}
+    for case, right in zip(found, (True, False, False), strict=True):
+        metrics = found[case]
+        assert metrics["edits.portability.generated"].value == right
+        assert (metrics["edits.portability.teacher_forced"].value == 1.0) == right
+    (probe,) = suites["Her Honour", "Ada Moss", "ada  moss"].items
+    assert (probe.answers, probe.any_forced) == (("Her Honour", "Ada Moss"), True)
+
+
+def test_only_a_newer_fact_makes_an_answer_that_follows_out_of_date(learned):
+    """An older or less trusted one contradicts it, which is to be seen and not to be left out."""
+    good = AppliedFact(ported("Ada Moss"), NIGHT)
+
+    def asked(**fields):
+        rival = AppliedFact(fact(subject="The mayor of Arden", prompt="{} is", **fields), NIGHT)
+        return edits(learned, [good, rival], metrics=["portability"])
+
+    newer = {"effective_at": datetime(2020, 1, 9, tzinfo=UTC)}
+    assert len(asked(target="Dov Stern", source_rank=1)) == 1
+    assert len(asked(target="Ada Moss", **newer)) == 1
+    left_out = asked(target="Dov Stern", **newer)
+    assert len(left_out) == 0
+    assert left_out.excluded == {"portability prompt contradicted by a newer edit": 1}
 
 
 def test_a_retracted_fact_holds_no_longer():

@@ -82,6 +82,12 @@ def test_zsre_means_the_same_in_every_published_shape(tmp_path):
     assert zsre.fact_changes(write(tmp_path / "useless.json", useless)) == []
 
 
+def test_zsre_keeps_every_name_of_an_answer_that_follows(tmp_path):
+    ported = {"Reasoning": [{"prompt": "It is led by", "ground_truth": [["Ada Moss", "A. Moss"], ["Ben Hale"]]}]}
+    (change,) = zsre.fact_changes(write(tmp_path / "knowedit.json", [KNOWEDIT | {"portability": ported}]))
+    assert [item.answers for item in change.portability] == [("Ada Moss", "A. Moss", "Ben Hale")]
+
+
 def test_counterfact_means_the_same_in_every_published_shape(tmp_path):
     rome, easy = write(tmp_path / "rome.json", [ROME]), write(tmp_path / "easy.json", [EASYEDIT])
     ids = {item.item_id for item in load_suite("counterfact", rome).items}

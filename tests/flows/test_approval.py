@@ -68,6 +68,20 @@ def test_nobody_answers(manual, change, feed, monkeypatch):
     assert manual.ledger.alias_moves(CHALLENGER)[-1].why == f"night 2018-01-28: hold, {row.decided}"
     assert [fact.subject for fact in manual.ledger.pending(JANUARY)] == ["Arden"]
 
+    # That night is over: the same facts are asked about again.
+    monkeypatch.setenv("ERRATA_GATE__APPROVAL_HOURS", "1")
+    waiting = threading.Thread(target=_approve_when_asked)
+    waiting.start()
+    row = night(NightConfig(as_of=JANUARY))
+    waiting.join()
+    assert (row.champion, row.decided) == (1, "approved by ada: back from holiday")
+
+
+def _approve_when_asked():
+    while not waiting_runs():
+        time.sleep(0.2)
+    answer(Approval(decision="promote", who="ada", reason="back from holiday"))
+
 
 def _free_port():
     with socket.socket() as listener:
@@ -156,5 +170,5 @@ def test_killed_after_the_answer_nobody_is_asked_again(manual, server):
     _paused_run(server, waiting)
     answer(Approval(decision="promote", who="ada"))
     assert waiting.wait(timeout=120) == -signal.SIGKILL
-    row = night(NightConfig(as_of=JANUARY))
+    row = night(NightConfig(as_of=datetime(2018, 2, 3, tzinfo=UTC)))  # as `errata night` does on another day
     assert (row.champion, row.decided) == (1, "approved by ada")

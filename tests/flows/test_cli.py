@@ -141,3 +141,15 @@ def test_help_needs_no_heavy_import():
         "assert not {'torch', 'mlflow', 'prefect', 'transformers'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_validate_and_status_name_contradictions(errata, home, change, feed, monkeypatch):
+    monkeypatch.setenv("ERRATA_FEED__INVERSE_RELATIONS", '{"mayor": "mayor of"}')
+    good = change("Arden", "Hal Birch", "2018-01-05")
+    rival = change("Hal Birch", "Corvia", "2018-01-02", relation="mayor of", prompt="{} leads", locality=())
+    write_feed([rival, good], home / "feed.parquet")
+    code, out, told = errata("feed", "validate", home / "feed.parquet")
+    assert (code, out.strip()) == (1, "1 of 2 rows are sound")
+    assert "row 0: 'Hal Birch' / 'mayor of': 'Corvia' contradicts 'Arden' / 'mayor': 'Hal Birch'" in told
+    monkeypatch.delenv("ERRATA_FEED__INVERSE_RELATIONS")
+    assert errata("feed", "validate", home / "feed.parquet")[0] == 0

@@ -78,6 +78,10 @@ def test_poison_is_quarantined_and_the_rest_promoted(home, change, good, poison,
     held = {fact.fact_id for fact in space.ledger.facts_in_state(space.champion.state_digest)}
     assert held == {fact.fact_id for fact in good}
     assert ask(space, [RIVER.replace("{}", town) for town in TOWNS[:4]]) == ["Amber", "Blue", "Cold", "Deep"]
+    # Nothing is left of the trials' states but their verdicts.
+    remembered = {folder.name for folder in (space.settings.cache / "scores").iterdir()}
+    assert remembered == {space.base.fingerprint[:16], space.champion.state_digest[:16]}
+    assert [folder.name for folder in space.settings.states.iterdir()] == [space.champion.state_digest]
 
     search = search_of(space, row.key)
     assert search.ending is Ending.FOUND

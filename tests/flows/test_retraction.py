@@ -38,7 +38,12 @@ def test_what_is_taken_back_uncovers_the_older_fact_and_nothing_else_happens(two
     assert held(space) == {"Arden": "Hal Birch", "Belmont": "Cleo Vance", "Corvia": "Eve Lark"}
     digest = space.champion.state_digest
     assert set(space.state(digest).fact_ids) == {fact.fact_id for fact in space.ledger.facts_in_state(digest)}
-    assert space.ledger.status(older, digest) is EventKind.RESTORED
+    # It was asked at once, like any fact of an earlier night.
+    events = [event.kind for event in space.ledger.history(older) if event.state_digest == digest]
+    assert events == [EventKind.RESTORED, EventKind.VERIFIED]
+    (life,) = audit(space, older[:8])
+    scores = {(score["version"], score["metric"]): score["score"] for score in life["scores"]}
+    assert scores[3, "retention.reliability.generated"] == 1.0
     assert [fact.subject for fact in space.ledger.pending(MARCH, digest)] == ["Farholt"]
 
     with pytest.raises(LedgerError, match=r"is retracted, there is nothing to take back; `errata audit"):

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editing.facts import FactChange, LocalityPrompt, Operation, PortabilityPrompt
+from editing.inverse import InverseRelations
 from tasks.errors import FeedError
 from tasks.feed.convert import Conversion, convert_feed
 from tasks.feed.formats import FORMATS
 from tasks.feed.reading import read_feed, validate_feed
+from tasks.feed.rules import Reason
 from tasks.feed.schema import COLUMNS
 
 AT = datetime(2020, 1, 1, tzinfo=UTC)
@@ -106,7 +108,10 @@ def test_knowedit_fields_of_recent_facts_and_of_zsre(tmp_path: Path) -> None:
         "subject": "Alfhild Tamm",
         "prompt": "The gender of Alfhild Tamm is",
         "target_new": "female",
-        "portability": {"Reasoning": [{"prompt": "p", "ground_truth": [["a"]]}]},
+        "portability": {
+            "Reasoning": [{"prompt": "p", "ground_truth": [["a"]]}],
+            "Logical_Generalization": [{"prompt": "q", "ground_truth": [["a", "A ", "b"], [], ["c", "d"]]}],
+        },
         "locality": {
             "Relation_Specificity": [{"prompt": "Alfhild Tamm was born in", "ground_truth": [[], ["Tveta", "T"]]}],
             "Forgetfulness": [{"prompt": "nobody knows", "ground_truth": []}],
@@ -128,7 +133,10 @@ def test_knowedit_fields_of_recent_facts_and_of_zsre(tmp_path: Path) -> None:
     assert first.target_old is None
     assert second.rephrases == ("What sport is {}?",)
     assert (second.target_old, second.locality[0].answer) == ("athletics", "an answer")
-    assert first.portability == (PortabilityPrompt(prompt="p", answer="a"),)
+    assert first.portability == (
+        PortabilityPrompt(prompt="p", answer="a"),
+        PortabilityPrompt(prompt="q", answer="a", aliases=("b", "c", "d")),
+    )
     assert conversion.report.left_out == {"locality prompt without an answer": 1}
 
 
@@ -152,6 +160,46 @@ def test_the_edits_of_a_conflict_follow_each_other(tmp_path: Path) -> None:
     assert first.key == second.key
     assert second.effective_at - first.effective_at == timedelta(seconds=1)
     assert (second.target_old, second.target, second.rephrases) == ("B", "C", ("Who is the father of {}?",))
+
+
+REVERSED = InverseRelations({"P22": "P40", "P25": "P40", "P185": "P184", "P800": "P170"})
+
+
+def test_a_reverse_conflict_is_seen_where_its_relations_are_declared_inverse(tmp_path: Path) -> None:
+    """Records in the published form, of our own making: the second edit says otherwise of the first's new object."""
+
+    def edit(relation: str, subject: str, old: str, new: str) -> dict[str, Any]:
+        names = {"father": ("P22", "The father of {} is"), "child": ("P40", "The child of {} is")}
+        ident, prompt = names[relation]
+        return {
+            "relation": {"id": ident, "prompt": prompt, "query": f"Who is the {relation} of {{}}?", "label": relation},
+            "subject": {"id": "Q1", "label": subject},
+            "object": {"id": "Q2", "label": old},
+            "new_object": {"id": "Q3", "label": new},
+        }
+
+    def record(*edits: dict[str, Any]) -> dict[str, Any]:
+        return {"rule": "P22>P40", "triples": [], "prerequisites": [], "type": "reverse", "edits": list(edits)}
+
+    (tmp_path / "records.json").write_text(
+        json.dumps(
+            [
+                record(edit("father", "Ada", "Ben", "Cleo"), edit("child", "Cleo", "Ada", "Dov")),
+                record(edit("father", "Eve", "Finn", "Gus"), edit("child", "Gus", "Hal", "Eve")),
+            ]
+        )
+    )
+    feed = tmp_path / "feed.parquet"
+    convert_feed(tmp_path / "records.json", feed, at=AT)
+    assert validate_feed(feed).problems == ()
+    found = validate_feed(feed, inverse=REVERSED)
+    assert (found.rows, found.accepted) == (4, 3)
+    (problem,) = found.problems
+    assert (problem.row, problem.reason) == (0, Reason.CONTRADICTION)
+    assert problem.sentence.startswith("'Ada' / 'P22': 'Cleo' contradicts 'Cleo' / 'P40': 'Dov'")
+    assert (
+        "row 1) through the inverse relations 'P22' and 'P40'; the other goes in by newer effective" in problem.sentence
+    )
 
 
 def test_dyknow_becomes_a_dated_history(tmp_path: Path) -> None:
@@ -225,6 +273,9 @@ ROW = {
 }
 
 
+PORTED = [{"prompt": "p", "answer": "a", "aliases": ["b", "c"]}, {"prompt": "q", "answer": "d"}]
+
+
 def test_rows_of_our_own_columns_from_csv_and_json_lines(tmp_path: Path) -> None:
     with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ROW)
@@ -246,7 +297,11 @@ def test_rows_of_our_own_columns_from_csv_and_json_lines(tmp_path: Path) -> None
 
 def test_a_feed_converts_into_itself(tmp_path: Path) -> None:
     changes, _ = convert(
-        tmp_path, [ROW | {"rephrases": [], "locality": []}, ROW | {"operation": "retract", "locality": "[]"}]
+        tmp_path,
+        [
+            ROW | {"rephrases": [], "locality": [], "portability": PORTED},
+            ROW | {"operation": "retract", "locality": "[]"},
+        ],
     )
     convert_feed(tmp_path / "records.json", tmp_path / "feed.parquet", at=AT)
     assert list(Conversion(tmp_path / "feed.parquet")) == changes == list(read_feed(tmp_path / "feed.parquet"))
@@ -318,6 +373,8 @@ def test_published_files_become_feeds_that_ingestion_accepts(
     assert len(report.skipped) == skipped
     found = validate_feed(tmp_path / "feed.parquet")
     assert (found.rows, found.problems) == (report.converted, ())
+    clashes = {"conflicts/conflictedit_coverage_300.json": 1, "conflicts/conflictedit_reverse_300.json": 300}
+    assert len(validate_feed(tmp_path / "feed.parquet", inverse=REVERSED).problems) == clashes.get(path, 0)
 
 
 def test_the_readme_documents_every_column() -> None:

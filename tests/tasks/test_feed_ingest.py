@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editing.errors import FactError
-from editing.facts import FactChange, LocalityPrompt, Operation
+from editing.facts import FactChange, LocalityPrompt, Operation, PortabilityPrompt
 from tasks.errors import FeedError
 from tasks.feed.ingest import FeedStore, IngestReport, ingest
 from tasks.feed.reading import BrokenFileError, read_feed, show_feed, validate_feed
@@ -270,6 +270,37 @@ def test_kindred_types_and_left_out_columns_are_accepted(tmp_path: Path) -> None
     assert found.observed_at == DAY.replace(microsecond=123000)
 
 
+@pytest.mark.parametrize("fields", [("prompt", "answer"), ("answer", "prompt"), ("aliases", "answer", "prompt")])
+def test_portability_with_and_without_aliases(tmp_path: Path, fields: tuple[str, ...]) -> None:
+    """A feed from before aliases, fields in any order: the fact and its id are the same where there are none."""
+    kinds = {"prompt": pa.string(), "answer": pa.string(), "aliases": pa.list_(pa.string())}
+    asked = {"prompt": "Kofi leads", "answer": "Ghana", "aliases": ["the Republic of Ghana"]}
+    table = pa.Table.from_pylist([row()], schema=SCHEMA).drop_columns(["portability"])
+    kind = pa.list_(pa.struct([(name, kinds[name]) for name in fields]))
+    column = pa.array([[{name: asked[name] for name in fields}]], kind)
+    pq.write_table(table.append_column("portability", column), tmp_path / "feed.parquet")
+    (found,) = read_feed(tmp_path / "feed.parquet", LIMITS)
+    known = ("the Republic of Ghana",) if "aliases" in fields else ()
+    assert found.portability == (PortabilityPrompt(prompt="Kofi leads", answer="Ghana", aliases=known),)
+    assert ("aliases" in found.canonical) == bool(known)
+    write_feed([found], tmp_path / "again.parquet")
+    (again,) = read_feed(tmp_path / "again.parquet", LIMITS)
+    assert (again, again.fact_id) == (found, found.fact_id)
+    assert FactChange.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+@pytest.mark.parametrize(
+    ("aliases", "reason"), [(["", "Ghana"], Reason.MISSING_FIELD), (["a\x00"], Reason.CONTROL_CHARACTER)]
+)
+def test_an_alias_is_a_text_like_any_other(home: Home, aliases: list[str], reason: Reason) -> None:
+    asked = {"prompt": "Kofi leads", "answer": "Ghana", "aliases": aliases}
+    home.land([row(), row(subject="Togo", portability=[asked])])
+    report = home.ingest()
+    assert (report.accepted, dict(report.reasons)) == (1, {reason: 1})
+    (kept,) = home.quarantined()
+    assert json.loads(kept["raw"])["portability"] == [asked]
+
+
 def test_a_feed_with_text_that_is_no_unicode_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(FactError, match="lone surrogate"):
         write_feed([change(), change(subject="\ud800")], tmp_path / "feed.parquet")
@@ -420,15 +451,15 @@ texts = st.one_of(
 )
 moments = st.one_of(st.none(), st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC)))
 localities = st.lists(st.fixed_dictionaries({"prompt": texts, "answer": texts}), max_size=2)
+named = st.one_of(st.none(), st.lists(texts, max_size=2))
+portabilities = st.lists(st.fixed_dictionaries({"prompt": texts, "answer": texts, "aliases": named}), max_size=2)
 any_rows = st.fixed_dictionaries(
     {
         **dict.fromkeys(("operation", "subject", "relation", "target", "target_old", "prompt", "source"), texts),
         "fact_id": st.one_of(st.none(), st.just("0" * 32)),
         "rephrases": st.one_of(st.none(), st.lists(texts, max_size=2)),
-        "locality": st.one_of(
-            st.none(), st.lists(st.fixed_dictionaries({"prompt": texts, "answer": texts}), max_size=2)
-        ),
-        "portability": st.one_of(st.none(), localities),
+        "locality": st.one_of(st.none(), localities),
+        "portability": st.one_of(st.none(), portabilities),
         "effective_at": moments,
         "observed_at": moments,
         "source_rank": st.one_of(st.none(), st.integers(-1, 2)),

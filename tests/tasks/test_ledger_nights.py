@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine
 
 from editing.facts import FactChange, Operation, fold, precedence, resolve_conflicts
+from editing.inverse import InverseRelations
 from tasks.ledger import (
     AliasMove,
     Event,
@@ -375,3 +376,102 @@ def test_the_champion_of_any_time_and_the_way_back(ledger: Ledger) -> None:
     promote(ledger, 4, 4)
     assert ledger.previous_champion().version == 2  # type: ignore[union-attr]
     assert len(ledger.alias_moves("champion")) == 5
+
+
+INVERSE = InverseRelations({"head_of_government": "heads"})
+
+
+def heads(name: str, country: str, day: int = 0, **fields: object) -> FactChange:
+    return change(country, day, subject=name, relation="heads", prompt="{} heads the government of", **fields)
+
+
+def inverse_plan(ledger: Ledger, state: str | None = None) -> NightPlan:
+    return plan_night(ledger, DAY + timedelta(days=100), state, None, INVERSE)
+
+
+def kept_out(night: NightPlan) -> list[tuple[FactChange, FactChange]]:
+    return [(item.fact, item.rival) for item in night.contradicting]
+
+
+def test_of_two_that_contradict_each_other_tonight_the_older_stays_out_with_evidence(ledger: Ledger) -> None:
+    older, newer = heads("Boris Johnson", "Ireland"), change("Boris Johnson", 5)
+    receive(ledger, older, newer, heads("Theresa May", "Jersey"))
+    night = inverse_plan(ledger)
+    assert kept_out(night) == [(older, newer)]
+    assert {fact.target for fact in night.to_apply} == {"Boris Johnson", "Jersey"}
+    record_plan(ledger, night, RUN, DAY)
+    event = ledger.history(older.fact_id)[-1]
+    assert (event.kind, event.detail["cause"], event.detail["partners"]) == ("quarantined", "inverse", [newer.fact_id])
+    why = event.detail["why"]
+    assert f"(fact {newer.fact_id}, row 1 of feed.parquet)" in why
+    assert f"`errata retract {newer.fact_id[:12]}`, then `errata release {older.fact_id}`" in why
+    assert ledger.lost_to(newer.fact_id) == [older.fact_id]
+    assert not inverse_plan(ledger).contradicting  # it waits no longer
+    assert {fact.target for fact in plan(ledger).to_apply} == {"Boris Johnson", "Jersey"}
+
+
+def test_without_a_declaration_nothing_is_kept_out(ledger: Ledger) -> None:
+    receive(ledger, heads("Boris Johnson", "Ireland"), change("Boris Johnson", 5))
+    assert len(plan(ledger).to_apply) == 2
+
+
+def test_what_stands_is_not_contradicted_until_it_is_taken_back(ledger: Ledger) -> None:
+    receive(ledger, heads("Boris Johnson", "the United Kingdom"))
+    state = commit(ledger, 1, None, inverse_plan(ledger))
+    newer = change("Liz Truss", 20)
+    receive(ledger, newer)
+    night = inverse_plan(ledger, state)
+    assert [item.fact for item in night.contradicting] == [newer]
+    assert "the other stands already" in night.contradicting[0].rule
+
+    # The feed takes the old one back in the same night, or replaces it: nothing stands in the way.
+    for change_of_old in (
+        heads("Boris Johnson", "", 20, operation=Operation.RETRACT),
+        heads("Boris Johnson", "the party", 20),
+    ):
+        receive(ledger, change_of_old)
+        night = inverse_plan(ledger, state)
+        assert not night.contradicting
+        assert newer in night.to_apply
+
+
+def test_what_the_model_knew_stands_too_and_a_release_is_decided_again(ledger: Ledger) -> None:
+    known, newer = heads("Boris Johnson", "the United Kingdom"), change("Liz Truss", 20)
+    receive(ledger, known)
+    ledger.record([Event(fact_id=known.fact_id, kind=EventKind.KNOWN, at=DAY, run_id=RUN)])
+    receive(ledger, newer)
+    assert kept_out(inverse_plan(ledger)) == [(newer, known)]
+    record_plan(ledger, inverse_plan(ledger), RUN, DAY)
+    assert not inverse_plan(ledger).to_apply
+    ledger.record([Event(fact_id=newer.fact_id, kind=EventKind.RELEASED, at=DAY, run_id=RUN)])
+    assert kept_out(inverse_plan(ledger)) == [(newer, known)]
+
+
+def test_who_lost_to_one_that_itself_stays_out_goes_in(ledger: Ledger) -> None:
+    """The newest contradicts what stands; an older one of tonight contradicts only the newest."""
+    receive(ledger, heads("Boris Johnson", "the United Kingdom"))
+    state = commit(ledger, 1, None, inverse_plan(ledger))
+    newest, older = change("Liz Truss", 20), heads("Liz Truss", "the party", 10)
+    receive(ledger, newest, older)
+    night = inverse_plan(ledger, state)
+    assert [item.fact for item in night.contradicting] == [newest]
+    assert night.to_apply == (older,)
+
+
+def test_an_older_report_of_the_same_key_takes_the_place_of_one_that_stays_out(ledger: Ledger) -> None:
+    receive(ledger, heads("Boris Johnson", "the United Kingdom"))
+    state = commit(ledger, 1, None, inverse_plan(ledger))
+    right, wrong = change("Boris Johnson", 10), change("Liz Truss", 20)
+    receive(ledger, right, wrong)
+    night = inverse_plan(ledger, state)
+    assert [item.fact for item in night.contradicting] == [wrong]
+    assert night.to_apply == (right,)
+    assert not night.superseded
+
+
+def test_a_night_of_chosen_keys_minds_what_stands_and_not_what_waits(ledger: Ledger) -> None:
+    chosen, waiting = change("Liz Truss", 20), heads("Boris Johnson", "the United Kingdom", 30)
+    receive(ledger, chosen, waiting)
+    night = plan_night(ledger, DAY + timedelta(days=100), None, {chosen.key}, INVERSE)
+    assert night.to_apply == (chosen,)
+    assert not night.contradicting

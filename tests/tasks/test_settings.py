@@ -48,6 +48,10 @@ def test_file_and_variables(elsewhere, monkeypatch):
         ("[editor\n", ["not valid TOML"]),
         ("[evaluation]\ntask_runner = 'ray'\n", ["evaluation.task_runner = 'ray'", "'processes' or 'dask'"]),
         ("[evaluation]\ndask_scheduler = 'tcp://there:8786'\n", ["dask_scheduler is for", "task_runner is 'threads'"]),
+        (
+            "[feed.inverse_relations]\nmayor = 'mayor of'\n'mayor of' = 'town'\n",
+            ["feed.inverse_relations", "'mayor of' has two inverses"],
+        ),
     ],
 )
 def test_mistakes_are_named(elsewhere, text, words):

@@ -61,7 +61,7 @@ def _portability(record: Record) -> Iterator[PortabilityPrompt]:
     for prompt, answer in pairs:
         answers = _texts(answer)
         if prompt and answers:
-            yield PortabilityPrompt(prompt=prompt.strip(), answer=answers[0])
+            yield PortabilityPrompt.of(prompt.strip(), answers)
 
 
 def read(path: Path, split: str | None = None) -> list[ZsreRecord]:
