@@ -170,8 +170,11 @@ def test_processes_end_with_the_one_that_started_them(home, in_force):
         "from prefect import task\n"
         "from tasks.shards import start_runner\n"
         "from tasks.workspace import open_workspace\n"
+        "@task\n"
+        "def pid():\n"
+        "    return os.getpid()\n"
         "with start_runner(open_workspace().settings.evaluation) as runner:\n"
-        "    print(runner.submit(task(os.getpid), {}).result(), flush=True)\n"
+        "    print(runner.submit(pid, {}).result(), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     # The output ends with the last process that could write to it.
