@@ -17,6 +17,7 @@ from editing.facts import resolve_conflicts
 from editing.models import BaseModel
 
 ENCODER = Path(__file__).parent / "encoder"
+MODEL = ENCODER.parent / "model"
 FIGURES = "figures.json"
 PACKAGES = ("torch", "transformers", "tokenizers")
 SHARES = {
@@ -35,7 +36,7 @@ ALMANAC_TRAINING = TrainingConfig(
     warmup_steps=50,
     batch=64,
     negatives=96,
-    locality_weight=0.1,
+    locality_weight=0.01,
     locality_queries=1,
     locality_edits=12,
     word_noise=1.0,
@@ -47,8 +48,9 @@ ALMANAC_TRAINING = TrainingConfig(
 
 def measure_encoder(base: BaseModel, encoder: RecipeEncoder, source: MetaSource) -> dict[str, Any]:
     """The encoder's shares on its validation edits, and for the Almanac's on what really happened; plain JSON types."""
+    folder = Path(base.model_id)
     figures: dict[str, Any] = {
-        "base": base.model_id if not Path(base.model_id).is_dir() else Path(base.model_id).name,
+        "base": base.model_id if not folder.is_dir() else "almanac" if folder == MODEL else folder.name,
         "base_fingerprint": base.fingerprint,
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
         "digest": encoder.digest,
@@ -92,9 +94,14 @@ def figure_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def write_card(figures: Mapping[str, Any], training: Mapping[str, Any], folder: Path) -> None:
-    """Write `figures.json` and the encoder's card, `README.md`, beside its weights in `folder`."""
-    content = {**figures, "training": dict(training)}
+def write_card(
+    figures: Mapping[str, Any], training: Mapping[str, Any], folder: Path, *, initial: str | None = None
+) -> None:
+    """Write `figures.json` and the encoder's card, `README.md`, beside its weights in `folder`.
+
+    `initial` is the digest of the encoder that the training began with (None: at random).
+    """
+    content = {**figures, "training": dict(training), "initial": initial}
     (folder / FIGURES).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     table = "\n".join(f"| {name} | {value} |" for name, value in figure_rows(figures))
     subjects = figures.get("subjects")
@@ -104,6 +111,7 @@ def write_card(figures: Mapping[str, Any], training: Mapping[str, Any], folder: 
         fingerprint=figures["base_fingerprint"],
         digest=figures["digest"],
         steps=training["steps"],
+        began=f"with the weights of the encoder with digest `{initial}`" if initial else "at random",
         split=split,
         table=table,
     )
@@ -130,7 +138,8 @@ sentinel decides when a question is about no fact at all. The language model is 
 encoder belongs to the model with fingerprint `{fingerprint}` and works with no other.
 
 `encoder.json` says what it is made of, `encoder.safetensors` holds its weights, `figures.json` the
-figures below and every setting of the training ({steps:,} steps at most). Digest: `{digest}`.
+figures below and every setting of the training: {steps:,} steps at most, begun
+{began}. Digest: `{digest}`.
 
 ## Trained on
 
@@ -145,7 +154,7 @@ target" is teacher forced: every token of the target is the most likely one behi
 |---|---|
 {table}
 
-`errata recipe train` makes it again; `errata bench recipe` scores it in use, by generated answers.
+`errata recipe train` trains one; `errata bench recipe` scores it in use, by generated answers.
 
 ## What this shows, and what not
 

@@ -63,7 +63,8 @@ def measure(plan: EncoderPlan, folder: str) -> None:
         return
     space = open_workspace()
     encoder = RecipeEncoder.load(Path(folder), space.base)
-    write_card(measure_encoder(space.base, encoder, edit_source(space)), plan.training, Path(folder))
+    figures = measure_encoder(space.base, encoder, edit_source(space))
+    write_card(figures, plan.training, Path(folder), initial=plan.initial)
     checkpoint("encoder measured")
 
 
