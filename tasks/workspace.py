@@ -304,22 +304,27 @@ def changed_settings(**changes: Any) -> Iterator[None]:
 
 @contextmanager
 def method_in_force(method: str | None) -> Iterator[None]:
-    """Inside it the workspace edits with `method` (None: as the settings say).
+    """Inside it the workspace edits with `method` (None: as before).
 
     Options in the settings are those of the method that the settings name, and count for it alone.
     """
-    editor = load_settings().editor
-    if method is None or method == editor.method:
+    if method is None or method == _settings_in_force().editor.method:
         yield
         return
-    changed = editor.model_copy(update={"method": method, "options": {}})
-    with changed_settings(editor=changed.model_dump()):
+    editor = load_settings().editor
+    if method != editor.method:
+        editor = editor.model_copy(update={"method": method, "options": {}})
+    with changed_settings(editor=editor.model_dump()):
         yield
+
+
+def _settings_in_force() -> Settings:
+    return load_settings(**(_changes.get() or {}))
 
 
 def open_workspace() -> Workspace:
     """The workspace of the settings in force, opened once per process for as long as they stay the same."""
-    return _open(load_settings(**(_changes.get() or {})).model_dump_json())
+    return _open(_settings_in_force().model_dump_json())
 
 
 @lru_cache(maxsize=1)

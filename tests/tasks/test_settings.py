@@ -3,6 +3,7 @@ import os
 import pytest
 
 from tasks.settings import QUIET, SettingsError, activate, load_settings, template
+from tasks.workspace import method_in_force, open_workspace
 
 
 @pytest.fixture(autouse=True)
@@ -146,3 +147,22 @@ def test_a_suite_is_local_files_or_a_dataset(tmp_path, monkeypatch):
         config.write_text(f"[evaluation.suites.zsre]\n{table}")
         with pytest.raises(SettingsError, match=complaint):
             load_settings()
+
+
+def test_a_method_in_force_within_another(tmp_path, monkeypatch):
+    """Back inside the settings' own method its options count again."""
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    monkeypatch.setenv("ERRATA_EDITOR__METHOD", "coachhook")
+    monkeypatch.setenv("ERRATA_EDITOR__OPTIONS", '{"layers": [1]}')
+
+    def now():
+        editor = open_workspace().settings.editor
+        return editor.method, editor.options
+
+    with method_in_force("recipe"):
+        assert now() == ("recipe", {})
+        with method_in_force("coachhook"):
+            assert now() == ("coachhook", {"layers": [1]})
+        with method_in_force(None):
+            assert now() == ("recipe", {})
+    assert now() == ("coachhook", {"layers": [1]})
