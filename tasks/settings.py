@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -226,6 +227,13 @@ class Settings(BaseSettings):
     canary: CanarySettings = CanarySettings()
 
     @classmethod
+    def restored(cls, content: Mapping[str, Any]) -> Settings:
+        """The settings that `model_dump` gave, of any mode, whatever file and variables say now."""
+        kinds = get_type_hints(cls)
+        known = {name: TypeAdapter(kinds[name]).validate_python(content[name]) for name in cls.model_fields}
+        return cls.model_construct(**known)
+
+    @classmethod
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
@@ -301,16 +309,19 @@ def find_config() -> Path | None:
     return path if path.is_file() else None
 
 
-def load_settings(**changes: Any) -> Settings:
+def load_settings(**sections: Any) -> Settings:
     """Read the settings; relative paths are relative to `errata.toml`, those of variables to the working directory.
 
-    `changes` go above both. Raises `SettingsError` naming the unknown key and the nearest known one, or
-    the value that does not fit.
+    Whole `sections`, as `model_dump` gives them, stand in place of what file and variables say of them.
+    Raises `SettingsError` naming the unknown key and the nearest known one, or the value that does not fit.
     """
     path = find_config()
     _check_variables()
     try:
-        settings = Settings(**changes)
+        settings = Settings(**sections)
+        settings = settings.model_copy(
+            update={name: type(getattr(settings, name)).model_validate(values) for name, values in sections.items()}
+        )
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path} is not valid TOML: {error}") from error
     except (ValidationError, PydanticSettingsError) as error:

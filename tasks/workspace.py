@@ -5,6 +5,7 @@ Tasks exchange paths and digests; each takes what it needs from here.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -293,9 +294,9 @@ _changes: ContextVar[dict[str, Any] | None] = ContextVar("changes of settings", 
 
 
 @contextmanager
-def changed_settings(**changes: Any) -> Iterator[None]:
-    """Inside it `open_workspace` takes these settings above file and environment."""
-    token = _changes.set({**(_changes.get() or {}), **changes})
+def changed_settings(**sections: Any) -> Iterator[None]:
+    """Inside it `open_workspace` takes these sections of the settings in place of those of file and environment."""
+    token = _changes.set({**(_changes.get() or {}), **sections})
     try:
         yield
     finally:
@@ -329,4 +330,4 @@ def open_workspace() -> Workspace:
 
 @lru_cache(maxsize=1)
 def _open(settings: str) -> Workspace:
-    return Workspace(Settings.model_validate_json(settings))
+    return Workspace(Settings.restored(json.loads(settings)))

@@ -96,7 +96,7 @@ def check_in_fresh_process(question: Question, server: str | None = None) -> Fin
 
 def examine(question: Question) -> Finding:
     """Load the version from the registry into this process and compare it with what the ledger says of it."""
-    space = Workspace(Settings.model_validate(question.settings))
+    space = Workspace(Settings.restored(question.settings))
     space.settings.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=space.settings.cache, prefix="canary-") as cache:
         return _examine(space, question, Path(cache))
