@@ -1,5 +1,7 @@
 """Retraction through nights, at the first, a middle and the last edit, against a home that never had the fact."""
 
+import json
+import re
 import shutil
 from datetime import UTC, datetime
 
@@ -9,6 +11,7 @@ import torch
 from editing.facts import Operation
 from editing.tokenisation import encode_prompts
 from flows.night import NightConfig, night
+from flows.recipe import train_encoder
 from flows.retraction import retract
 from tasks.feed.schema import write_feed
 from tasks.workspace import open_workspace
@@ -16,6 +19,7 @@ from tasks.workspace import open_workspace
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 MONTHS = [datetime(2018, month, 28, tzinfo=UTC) for month in range(1, 4)]
+FLOORS = 'floors = { "edits.reliability.generated" = 0.0 }'
 APRIL = datetime(2018, 4, 28, tzinfo=UTC)
 
 
@@ -54,6 +58,34 @@ def history(tmp_path, nights, monkeypatch):
     return Homes()
 
 
+def edits_with_recipe(home, change, monkeypatch):
+    """An encoder that met the tests' towns and names is in force; the gate asks not how well it learned them."""
+    config = home / "errata.toml"
+    config.write_text(re.sub(r"(floors|_margins) = .*", r"\1 = {}", config.read_text()).replace("floors = {}", FLOORS))
+    names = ["Ada Moss", "Ben Hale", "Cleo Vance", "Dov Stern", "Eve Lark", "Finn Oake", "Gia Reed", "Hal Birch"]
+    places = ["Arden", "Belmont", "Corvia", "Dunmore", "Eastvale", "Farholt", "Glenrock", "Harwick"]
+    path = home / "edits.parquet"
+    write_feed([change(place, name, "2018-01-02", target_old=None) for place in places for name in names], path)
+    backbone = {
+        "model_type": "bert",
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    shape = {"backbone_config": backbone, "width": 64, "max_length": 48}
+    steps = {"steps": 250, "batch": 6, "learning_rate": 1e-3, "validate_every": 250, "patience": 0}
+    for name, value in {"edits": str(path), "encoder": json.dumps(shape), "training": json.dumps(steps)}.items():
+        monkeypatch.setenv(f"ERRATA_RECIPE__{name.upper()}", value)
+    monkeypatch.setenv("ERRATA_RECIPE__HELD_OUT", "0.25")
+    trained = train_encoder()
+    monkeypatch.setenv("ERRATA_EDITOR__METHOD", "recipe")
+    monkeypatch.setenv("ERRATA_EDITOR__OPTIONS", json.dumps({"encoder": trained.folder}))
+
+
 @torch.no_grad()
 def served(space, prompts):
     """Champion's state, the ledger's view of it, and its logits on the prompts."""
@@ -66,8 +98,12 @@ def served(space, prompts):
     return held, logits
 
 
-def test_retraction_leaves_what_a_home_that_never_had_the_fact_has(home, tmp_path, history, nights, change):
-    """With hooks; the same of repositories is held by `tests/editing/test_recipe_retraction.py`."""
+@pytest.mark.parametrize("method", ["coachhook", "recipe"])
+def test_retraction_leaves_what_a_home_that_never_had_the_fact_has(
+    home, tmp_path, history, nights, change, monkeypatch, method
+):
+    if method == "recipe":
+        edits_with_recipe(home, change, monkeypatch)
     prompts = [text for facts in nights for fact in facts for text in (fact.question, *fact.paraphrases)]
     prompts += [item.prompt for facts in nights for fact in facts for item in fact.locality]
     first, middle, last = nights[0][0], nights[1][0], nights[2][1]
@@ -79,6 +115,7 @@ def test_retraction_leaves_what_a_home_that_never_had_the_fact_has(home, tmp_pat
         never[fact] = history.play(history.copy(full, f"never-{done}"), done, gone=fact)
     history.play(full, 2)
     _, before = served(history.use(full), prompts)
+    moved = []
     for number, (fact, place) in enumerate(never.items()):
         wanted, theirs = served(history.use(place), prompts)
         space = history.use(history.copy(full, f"retracted-{number}"))
@@ -91,6 +128,7 @@ def test_retraction_leaves_what_a_home_that_never_had_the_fact_has(home, tmp_pat
         assert (row.verdict, row.retracted, row.applied) == ("promote", 1, 0)
         held, mine = served(space, prompts)
         assert held == wanted
-        moved = float((before - theirs).abs().max())
-        assert moved > 0.1
-        assert float((mine - theirs).abs().max()) < 1e-3 * moved
+        moved.append(float((before - theirs).abs().max()))
+        assert float((mine - theirs).abs().max()) < 1e-3 * max(moved[-1], 0.1)
+    # Hooks move every edit's prompts; a small encoder does not find every row that it holds.
+    assert min(moved) > 0.1 if method == "coachhook" else max(moved) > 0.1
