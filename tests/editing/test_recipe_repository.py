@@ -202,10 +202,10 @@ def written(folder: Path, known: set[int]) -> int:
 
 
 def test_appending_writes_the_new_facts_only(large, fact, tmp_path):
-    """+100 facts on 100 and on 9,000: the same bytes, and about the same time."""
+    """+100 facts on 100 and on 4,000: the same bytes, and about the same time."""
     more = EditBatch(tuple(fact(f"Village {number}", "Moss") for number in range(100)))
     bytes_written, seconds, whole = [], [], []
-    for n in (100, 9_000):
+    for n in (100, 4_000):
         base, state = large(n)
         EDITOR.save(state, tmp_path / f"{n}")
         state = EDITOR.load(tmp_path / f"{n}", base)
@@ -219,7 +219,7 @@ def test_appending_writes_the_new_facts_only(large, fact, tmp_path):
         back = EDITOR.load(tmp_path / f"{n}-more", base)
         assert back.digest == after.digest
         assert len(back.facts) == n + 100
-    assert whole[1] > 20 * whole[0]
+    assert whole[1] > 10 * whole[0]
     assert bytes_written[1] < 1.05 * bytes_written[0]
     assert seconds[1] < 2 * seconds[0] + 0.05
 

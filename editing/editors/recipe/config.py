@@ -214,9 +214,7 @@ class RecipeConfig(_Settings):
     ] = "sentinel"
     fixed_score: Annotated[float, "the score that the fixed gate asks for"] = 0.0
     converged_loss: Annotated[float, "nats per target token: a fact converged when its prompt gets below"] = 0.5
-    exact_rows: Annotated[int, "rows that are searched exactly; above, an approximate index is built over them"] = (
-        10_000
-    )
+    exact_rows: Annotated[int, "rows that are searched exactly; above, an approximate index is built over them"] = 5_000
     recall: Annotated[float, "recall@1 against exact search that an approximate index must show when it is built"] = (
         0.98
     )
