@@ -7,10 +7,13 @@ import torch
 
 from editing.almanac.feed import nightly_changes
 from editing.almanac.recipe import ENCODER, FIGURES
+from editing.almanac.suites import SUITES
 from editing.almanac.world import BELIEF, HORIZON, load_world
 from editing.editors.recipe import Recipe, RecipeConfig, RecipeEncoder
 from editing.evals.scorer import open_scorer
 from editing.evals.scoring import exact_match, generate_greedy
+from editing.evals.suite import evaluate
+from editing.evals.suites import load_suite
 from editing.facts import EditBatch, resolve_conflicts
 from editing.models import load_base_model
 
@@ -65,3 +68,25 @@ def test_the_last_question_of_many_is_the_one_that_is_asked(almanac, edited):
     asked = f"{SHOTS}{fact.question}"
     found = Recipe().explain(almanac, edited, asked)
     assert found.answered_by == fact
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mmlu", {"shots": 0}),
+        ("mmlu", {"shots": 3}),
+        ("gsm8k", {"shots": 0}),
+        ("gsm8k", {"shots": 3, "shots_from": SUITES / "gsm8k"}),
+    ],
+)
+def test_choices_and_sums_are_answered_item_by_item_as_the_base_does(almanac, edited, name, options):
+    suite = load_suite(name, SUITES / name, **options, form="bare")
+
+    def outcomes(state):
+        with open_scorer(almanac, state) as scorer:
+            return {(item.name, item.item_id): (item.got, item.score) for item in evaluate(scorer, [suite]).outcomes}
+
+    mine, theirs = outcomes(edited), outcomes(None)
+    assert len(mine) >= 240
+    assert mine == theirs
