@@ -67,7 +67,7 @@ def measure_recipe_speed(
     found: dict[str, Any] = measure_adding(base, start, first, batch=min(256, added // 2))
     state = fill(start, chain(first, facts), crowd, progress)
     asked = [fact.question for fact in state.repository.facts(range(0, crowd, crowd // PROMPTS))]
-    inference = {base.model_id: measure_generation(base, state, layers, asked)}
+    inference = {base.model_id: measure_generation(base, with_index(state), layers, asked)}
     if shapes:
         shaped, full = shaped_like_gpt2(state.repository.facts())
         edited = example_config(shaped).layers
