@@ -59,7 +59,7 @@ def recipe(home, monkeypatch, tmp_path):
 
 @pytest.fixture
 def large(recipe, change):
-    """The workspace with a champion of `ROWS` facts."""
+    """The workspace with a champion of `ROWS` facts, and the index that it has when they came by night."""
     space = recipe
     facts = [change(f"Town {n}", "Ada Moss", "2017-06-01", target_old=None) for n in range(ROWS)]
     start = space.start()
@@ -68,7 +68,11 @@ def large(recipe, change):
     segment = Segment.of(
         facts, torch.randn(ROWS, 256, generator=generator), torch.randn(ROWS, *shape, generator=generator)
     )
-    state = replace(start, repository=Repository((segment,)))
+    config = start.config
+    repository = Repository((segment,)).indexed(
+        config.exact_rows, config.recall, lambda some: start.encoder.query([fact.question for fact in some])
+    )
+    state = replace(start, repository=repository)
     space.keep(state)
     now = datetime(2018, 1, 1, tzinfo=UTC)
     tags = {"errata.base_fingerprint": space.base.fingerprint}
