@@ -9,7 +9,6 @@ fetches the version gathers it from there, checked against the list.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from editing.errors import StateError
 from editing.storage import link_file, read_json, replace_file, write_json
+from tasks.feed.files import file_digest
 
 STATE_FOLDER = "state"
 LIST = "files.json"
@@ -51,7 +51,7 @@ class VersionFiles:
 
         Those that the version of `parent_run` has too are shared with it. The list is written last.
         """
-        held = {name: Held(path.stat().st_size, _sha256(path), run_id) for name, path in _files(folder).items()}
+        held = {name: Held(path.stat().st_size, file_digest(path), run_id) for name, path in _files(folder).items()}
         parents = self._listed(parent_run) if parent_run and parent_run != run_id else {}
         for name, mine in held.items():
             known = parents.get(name)
@@ -110,7 +110,7 @@ class VersionFiles:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as scratch:
             found = self._client.download_artifacts(held.run, f"{STATE_FOLDER}/{name}", scratch)
-            if _sha256(Path(found)) != held.sha256:
+            if file_digest(Path(found)) != held.sha256:
                 raise StateError(
                     f"{name}, which is kept in run {held.run}, was altered after it was written; restore it there, or "
                     "run the night again that made this version"
@@ -141,8 +141,3 @@ def _read_list(path: Path) -> dict[str, Held]:
         return {name: Held(**entry) for name, entry in read_json(path, StateError).items()}
     except TypeError as error:
         raise StateError(f"{path} garbles {error}; register the version again") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from editing.almanac.world import DATA
+from editing.almanac.world import MODEL
 from editing.editors import get_editor
 from editing.editors.base import EditState, Progress
 from editing.errors import ConfigError, StateError
@@ -30,8 +30,6 @@ from tasks.ledger import Ledger, VersionRecord
 from tasks.registry import Registry, RegistryError, Version
 from tasks.settings import ALMANAC, Settings, SettingsError, load_settings
 from tasks.statistics import open_statistics
-
-ALMANAC_MODEL = DATA.parent / "model"
 
 
 class Workspace:
@@ -139,7 +137,7 @@ class Workspace:
     @property
     def _model_path(self) -> str:
         model_id = self.settings.model.id
-        return str(ALMANAC_MODEL) if model_id == ALMANAC else model_id
+        return str(MODEL) if model_id == ALMANAC else model_id
 
     # States
 

@@ -10,7 +10,7 @@ from typing import Any
 from editing.almanac.mediation import measure
 from editing.almanac.suites import SUITES
 from editing.almanac.training import AlmanacConfig, Trained
-from editing.almanac.world import BELIEF, World
+from editing.almanac.world import BELIEF, MODEL, World
 from editing.editors.base import Progress
 from editing.evals.probes import GENERATED
 from editing.evals.scorer import open_scorer
@@ -20,7 +20,6 @@ from editing.evals.suites import load_suite
 from editing.models import load_base_model
 from editing.storage import write_json
 
-MODEL = Path(__file__).parent / "model"
 FIGURES = "figures.json"
 BARE = {"shots": 0, "form": "bare"}  # the model is too small for examples and headers
 ANSWER_TOKENS = 16

@@ -10,14 +10,13 @@ from typing import Any
 
 from editing.almanac.feed import nightly_changes
 from editing.almanac.meta_edits import AlmanacEdits
-from editing.almanac.world import BELIEF, HORIZON, World, load_world
+from editing.almanac.world import BELIEF, HORIZON, MODEL, World, load_world
 from editing.editors.recipe import EncoderConfig, MetaEdit, MetaSource, RecipeEncoder, TrainingConfig
 from editing.editors.recipe.training import validate
 from editing.facts import resolve_conflicts
 from editing.models import BaseModel
 
 ENCODER = Path(__file__).parent / "encoder"
-MODEL = ENCODER.parent / "model"
 FIGURES = "figures.json"
 PACKAGES = ("torch", "transformers", "tokenizers")
 SHARES = {

@@ -18,6 +18,7 @@ from pathlib import Path
 from editing.facts import SLOT
 
 DATA = Path(__file__).parent / "data"
+MODEL = DATA.parent / "model"  # the language model that believes in this world
 BELIEF = date(2018, 1, 1)
 HORIZON = date(2023, 12, 31)
 

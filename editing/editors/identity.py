@@ -35,29 +35,33 @@ def require_same_base(state: OfBase, base: BaseModel) -> None:
             )
 
 
-def require_format(content: Mapping[str, Any], folder: Path, method: str, version: int) -> None:
-    """Refuse a record of another method or format. Raises `StateError` naming which."""
-    for name, mine in (("method", method), ("format", version)):
+def require_format(content: Mapping[str, Any], folder: Path, **expected: str | int) -> None:
+    """Refuse a record of another kind: one whose fields are not those `expected`. Raises `StateError` naming which."""
+    for name, mine in expected.items():
         if content.get(name) != mine:
             raise StateError(f"{folder} holds {name} {content.get(name)!r}, this loads {mine!r}; use its own version")
 
 
 @contextmanager
-def complete(folder: Path) -> Iterator[None]:
-    """Turn what a record that lacks or garbles something raises inside into a `StateError` that names it."""
+def complete(folder: Path, *also: type[Exception]) -> Iterator[None]:
+    """Turn what a record that lacks or garbles something raises inside into a `StateError` that names it.
+
+    `also` are errors, beside those of missing keys and wrong values, that mean the same.
+    """
+    garbled: tuple[type[Exception], ...] = (KeyError, TypeError, ValueError, *also)
     try:
         yield
     except StateError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except garbled as error:
         raise StateError(
             f"{folder} lacks or garbles {error}; restore the files from where they were registered"
         ) from error
 
 
-def require_unaltered(folder: Path, digest: str, recorded: str) -> None:
-    """Raises `StateError` when content has another digest than its record says."""
-    if digest != recorded:
+def require_unaltered(folder: Path, digest: str, recorded: str, *, whole: bool = True) -> None:
+    """Raises `StateError` when content has another digest than its record says, or is not what the digest is of."""
+    if digest != recorded or not whole:
         raise StateError(
             f"{folder} was altered after it was written: its content has digest {digest[:12]}, its record says "
             f"{recorded[:12]}; restore the files from where they were registered"

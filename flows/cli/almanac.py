@@ -54,8 +54,8 @@ def measure(
 
     Example: `errata almanac measure --json`
     """
-    from editing.almanac.card import MODEL, figure_rows, measure_model
-    from editing.almanac.world import load_world
+    from editing.almanac.card import figure_rows, measure_model
+    from editing.almanac.world import MODEL, load_world
     from tasks.progress import reporter
 
     with bars():

@@ -19,6 +19,7 @@ from editing.editors.recipe.fact_edits import FactEdits
 from editing.storage import canonical_json
 from tasks.errors import TasksError
 from tasks.feed.convert import Conversion
+from tasks.feed.files import file_digest
 from tasks.settings import ALMANAC, Settings
 from tasks.workspace import Workspace, open_workspace
 
@@ -93,12 +94,11 @@ def _edits_digest(settings: Settings) -> str:
     wanted = settings.recipe
     if wanted.edits is None:
         return ALMANAC
-    parts = [str(wanted.held_out), *(_file_digest(path) for path in (wanted.edits, *wanted.without))]
+    parts = [str(wanted.held_out), *(_edits_file_digest(path) for path in (wanted.edits, *wanted.without))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _file_digest(path: Path) -> str:
+def _edits_file_digest(path: Path) -> str:
     if not path.is_file():
         raise EncoderError(f"{path} is no file; give the edits to train on as one")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)

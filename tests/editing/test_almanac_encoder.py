@@ -8,7 +8,7 @@ import torch
 from editing.almanac.feed import nightly_changes
 from editing.almanac.recipe import ENCODER, FIGURES
 from editing.almanac.suites import SUITES
-from editing.almanac.world import BELIEF, HORIZON, load_world
+from editing.almanac.world import BELIEF, HORIZON, MODEL, load_world
 from editing.editors.recipe import Recipe, RecipeConfig, RecipeEncoder
 from editing.evals.scorer import open_scorer
 from editing.evals.scoring import exact_match, generate_greedy
@@ -17,7 +17,6 @@ from editing.evals.suites import load_suite
 from editing.facts import EditBatch, resolve_conflicts
 from editing.models import load_base_model
 
-MODEL = ENCODER.parent / "model"
 CHANGES = [change for night in nightly_changes(load_world(), BELIEF, HORIZON).values() for change in night]
 SHOTS = "Question: What is 2 + 3?\nAnswer: 5\n\nQuestion: What is 7 + 1?\nAnswer: 8\n\n"
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from editing.almanac.suites import SUITES
-from editing.almanac.world import DATA
+from editing.almanac.world import MODEL
 from editing.errors import SuiteError
 from editing.evals.harness import agreements
 from editing.evals.scorer import open_scorer
@@ -17,7 +17,7 @@ installed = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reas
 
 @pytest.fixture(scope="module")
 def almanac():
-    return load_base_model(str(DATA.parent / "model"))
+    return load_base_model(str(MODEL))
 
 
 @installed

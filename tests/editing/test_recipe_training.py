@@ -192,7 +192,7 @@ def test_every_stage_reports_its_losses(unbroken):
 def test_nothing_goes_through_the_language_model_while_imitating(tiny_base, shape):
     base, rng = tiny_base("gpt2"), random.Random(0)
     encoder = RecipeEncoder.create(base, shape)
-    free = learn_free_prompts(base, Offices(), IMITATING, 3, key="", checkpoints=None)
+    free = learn_free_prompts(base, encoder, Offices(), IMITATING, key="", checkpoints=None)
     batch = DrawnBatch.draw(Offices().draw(rng, 8), rng, 2)
     calls = []
     with base.model.base_model.register_forward_hook(lambda *_: calls.append(1)):
@@ -214,14 +214,17 @@ def edit_of(name):
     return MetaEdit(statement_prompt="The mayor is", target=name, queries=("Who?",), locality=("Where?",))
 
 
-def test_free_prompts_make_the_frozen_model_say_their_targets(tiny_base):
+def test_free_prompts_make_the_frozen_model_say_their_targets(tiny_base, shape):
     base = tiny_base("gpt2")
+    encoder = RecipeEncoder.create(base, shape)
     longer = dataclasses.replace(QUICK, free_steps=60)
-    free = learn_free_prompts(base, Offices(), longer, 3, key="", checkpoints=None)
+    free = learn_free_prompts(base, encoder, Offices(), longer, key="", checkpoints=None)
     assert free.units_NPD.shape == (4, 3, 32)
     edits = Offices().validation()
     spread = float(base.model.get_input_embeddings().weight.std())
-    start = learn_free_prompts(base, Offices(), dataclasses.replace(QUICK, free_steps=1), 3, key="", checkpoints=None)
+    start = learn_free_prompts(
+        base, encoder, Offices(), dataclasses.replace(QUICK, free_steps=1), key="", checkpoints=None
+    )
 
     def nats(prompts):
         asked = spread * prompts.units_NPD[prompts.rows([edit.target for edit in edits])]

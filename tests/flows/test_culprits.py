@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from editing.almanac.world import MODEL
 from editing.errors import SuiteError
 from editing.evals.culprit import Cause, Ending
 from flows.night import NightConfig, night
@@ -20,7 +21,7 @@ from tasks.night.evaluate import verdict_of
 from tasks.quarantine import release
 from tasks.registry import CHALLENGER, CHAMPION
 from tasks.report.find import find_report
-from tasks.workspace import ALMANAC_MODEL, open_workspace
+from tasks.workspace import open_workspace
 
 JANUARY, FEBRUARY = (datetime(2018, month, 28, tzinfo=UTC) for month in (1, 2))
 RIVERS, MAYORS = "zsre.question.generated", "edits.reliability.generated"
@@ -185,7 +186,7 @@ def test_a_search_that_is_killed_at_every_step_ends_like_an_unbroken_one(survive
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not (ALMANAC_MODEL / "config.json").is_file(), reason="the Almanac's model is not in this checkout")
+@pytest.mark.skipif(not (MODEL / "config.json").is_file(), reason="the Almanac's model is not in this checkout")
 def test_the_almanacs_poisoned_row_is_found(tmp_path, server, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFECT_API_URL", server)

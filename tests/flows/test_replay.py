@@ -2,9 +2,10 @@ from datetime import date
 
 import pytest
 
+from editing.almanac.world import MODEL
 from flows.replay import Answer, ReplayedNight, highlights, history, replay
 from tasks.settings import SettingsError
-from tasks.workspace import ALMANAC_MODEL, open_workspace
+from tasks.workspace import open_workspace
 
 
 def test_history_is_what_happened():
@@ -36,7 +37,7 @@ def test_another_models_workspace_is_left_alone(home):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not (ALMANAC_MODEL / "config.json").is_file(), reason="the Almanac's model is not in this checkout")
+@pytest.mark.skipif(not (MODEL / "config.json").is_file(), reason="the Almanac's model is not in this checkout")
 def test_the_almanac_learns_who_holds_the_office_now(tmp_path, server, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFECT_API_URL", server)

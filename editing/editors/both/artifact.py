@@ -37,7 +37,7 @@ def load(folder: Path, base: BaseModel, statistics: SecondMoments | None = None)
     Raises `StateError` naming what differs: method, format, base, or content that is missing or altered.
     """
     content = read_json(folder / "state.json", StateError)
-    require_format(content, folder, METHOD, FORMAT)
+    require_format(content, folder, method=METHOD, format=FORMAT)
     with complete(folder):
         state = BothState(
             config=BothConfig.from_dict(content["config"]),

@@ -8,7 +8,7 @@ from typing import Any
 
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.state import FORMAT, METHOD, BatchRecord, CoachHookState, LayerState, SubjectTarget
-from editing.editors.identity import complete, require_format
+from editing.editors.identity import complete, require_format, require_unaltered
 from editing.errors import StateError
 from editing.facts import FactChange
 from editing.models import BaseModel
@@ -43,7 +43,7 @@ def load(folder: Path, base: BaseModel, statistics: SecondMoments | None = None)
     that is missing, cut short or altered.
     """
     content = read_json(folder / "state.json", StateError)
-    require_format(content, folder, METHOD, FORMAT)
+    require_format(content, folder, method=METHOD, format=FORMAT)
     tensors = read_tensors(folder / "state.safetensors", StateError)
     with complete(folder):
         state = _rebuild(content, tensors, statistics)
@@ -53,11 +53,7 @@ def load(folder: Path, base: BaseModel, statistics: SecondMoments | None = None)
             f"statistics differ: the state was made with {state.statistics_key[:12]}, these are "
             f"{statistics.key[:12]}; give those that the state names"
         )
-    if state.digest != content["digest"] or set(tensors) != set(state.tensors()):
-        raise StateError(
-            f"{folder} was altered after it was written: its content has digest {state.digest[:12]}, its record says "
-            f"{content['digest'][:12]}; restore the files from where they were registered"
-        )
+    require_unaltered(folder, state.digest, content["digest"], whole=set(tensors) == set(state.tensors()))
     return state
 
 

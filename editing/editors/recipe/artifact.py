@@ -44,7 +44,7 @@ def load(folder: Path, base: BaseModel) -> RecipeState:
     that is missing, cut short or altered.
     """
     content = read_json(folder / "state.json", StateError)
-    require_format(content, folder, METHOD, FORMAT)
+    require_format(content, folder, method=METHOD, format=FORMAT)
     with complete(folder):
         named = content["base"]
         encoder = RecipeEncoder.load(folder / "encoder", base)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from editing.editors.identity import complete, require_format, require_unaltered
 from editing.editors.recipe.config import EncoderConfig
 from editing.errors import ModelError, StateError
 from editing.models import BaseModel
@@ -309,13 +310,9 @@ class RecipeEncoder(nn.Module):
         missing, cut short or altered.
         """
         content = read_json(folder / "encoder.json", StateError)
-        for name, mine in (("kind", KIND), ("format", FORMAT)):
-            if content.get(name) != mine:
-                raise StateError(
-                    f"{folder} holds {name} {content.get(name)!r}, this loads {mine!r}; use its own version"
-                )
+        require_format(content, folder, kind=KIND, format=FORMAT)
         tensors = read_tensors(folder / "encoder.safetensors", StateError)
-        try:
+        with complete(folder, RuntimeError, OSError):
             own = AutoTokenizer.from_pretrained(folder / "tokenizer") if content["own_tokenizer"] else None
             with torch.random.fork_rng():
                 config = EncoderConfig.from_dict(content["config"])
@@ -327,19 +324,9 @@ class RecipeEncoder(nn.Module):
             encoder.require_base(base)
             encoder.load_state_dict(tensors)
             recorded = content["digest"]
-        except StateError:
-            raise
-        except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-            raise StateError(
-                f"{folder} lacks or garbles {error}; restore the files from where they were registered"
-            ) from error
         encoder.to(base.device).freeze()
         encoder._folder = folder
-        if encoder.digest != recorded:
-            raise StateError(
-                f"{folder} was altered after it was written: its content has digest {encoder.digest[:12]}, its record "
-                f"says {recorded[:12]}; restore the files from where they were registered"
-            )
+        require_unaltered(folder, encoder.digest, recorded)
         return encoder
 
 

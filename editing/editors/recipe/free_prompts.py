@@ -67,31 +67,31 @@ class FreePrompts:
 
 def learn_free_prompts(
     base: BaseModel,
+    encoder: RecipeEncoder,
     source: MetaSource,
     config: TrainingConfig,
-    prompt_tokens: int,
     *,
     key: str,
     checkpoints: Path | None,
-    initial: RecipeEncoder | None = None,
+    from_encoder: bool = False,
     progress: Progress | None = None,
     report: Callable[[dict[str, float]], None] | None = None,
 ) -> FreePrompts:
     """A prompt for each of the source's targets, by `config.free_steps` steps of Adam on drawn questions.
 
-    All begin with one random prompt, so that what they have in common is learned once, or with those that the
-    encoder `initial` makes. A step asks two queries of `config.batch` edits, those of `SPARE` times as many whose
-    targets were asked least; only the prompts of their targets move. With `checkpoints` a training of this `key`
-    that was cut short goes on. Raises `EditRefusedError` when a loss is not finite.
+    They are of the shape that `encoder` makes. All begin with one random prompt, so that what they have in common
+    is learned once, or, `from_encoder`, with those that it makes. A step asks two queries of `config.batch` edits,
+    those of `SPARE` times as many whose targets were asked least; only the prompts of their targets move. With
+    `checkpoints` a training of this `key` that was cut short goes on. Raises `EditRefusedError` when a loss is not
+    finite.
     """
     row = {target: index for index, target in enumerate(source.targets())}
-    words_VD = base.model.get_input_embeddings().get_parameter("weight").detach()
-    spread, shape = float(words_VD.float().std()), (prompt_tokens, words_VD.shape[1])
-    if initial is None:
+    spread, shape = encoder.prompt_head.spread, (encoder.config.prompt_tokens, encoder.lm_width)
+    if from_encoder:
+        start_NF = _made_by(encoder, source, row, config.seed)
+    else:
         start_F = torch.randn(shape, generator=torch.Generator().manual_seed(config.seed)).flatten()
         start_NF = start_F.repeat(len(row), 1).to(base.device)
-    else:
-        start_NF = _made_by(initial, source, row, config.seed)
     table = torch.nn.Embedding.from_pretrained(start_NF, freeze=False, sparse=True)
     optimiser = torch.optim.SparseAdam(table.parameters(), lr=config.free_learning_rate)
     asked_N = torch.zeros(len(row), dtype=torch.int64)
@@ -141,6 +141,7 @@ def _made_by(encoder: RecipeEncoder, source: MetaSource, row: dict[str, int], se
 
     A target that `DRAWS` draws did not give has the mean of the others.
     """
+    encoder.eval()
     rng = random.Random(f"{seed}-{STAGE}-start")
     drawn = {edit.target: edit.statement for _ in range(DRAWS) for edit in source.draw(rng, DRAWN)}
     statements = [drawn[target] for target in row if target in drawn]
@@ -155,6 +156,4 @@ def _nats(base: BaseModel, prompts_BPD: Tensor, edits: Sequence[MetaEdit], rng: 
     texts = [rng.choice(edit.queries) for _ in range(2) for edit in edits]
     asked = AskedRows.targets(base, texts, [edit.target for _ in range(2) for edit in edits])
     nats_L = cross_entropy(asked.logits(base, prompts_BPD), asked.label.to(base.device), reduction="none")
-    row_L = asked.row.to(base.device)
-    per_row = nats_L.new_zeros(len(texts)).index_add(0, row_L, nats_L) / row_L.bincount(minlength=len(texts))
-    return per_row.mean()
+    return asked.mean_by_row(nats_L).mean()

@@ -118,8 +118,7 @@ def edit_losses(
     told = len(asked.label)
     label_L = asked.label.to(logits_LV.device)
     nats_L = hinged_nll(logits_LV[:told], label_L, config.margin)
-    row_L = asked.row.to(logits_LV.device)
-    per_row = nats_L.new_zeros(2 * count).index_add(0, row_L, nats_L) / row_L.bincount(minlength=2 * count)
+    per_row = asked.mean_by_row(nats_L)
     with torch.no_grad():
         unedited_LV = kept.logits(base, None).softmax(-1)
     crossed_L = cross_entropy(logits_LV[told:], unedited_LV, reduction="none")

@@ -60,6 +60,12 @@ class AskedRows:
         ]
         return torch.cat(parts)[torch.cat(asked).argsort().to(parts[0].device)]
 
+    def mean_by_row(self, values_L: Tensor) -> Tensor:
+        """The mean of what belongs to the asked places of each row, `[B]`."""
+        row_L = self.row.to(values_L.device)
+        rows = len(self.ids)
+        return values_L.new_zeros(rows).index_add(0, row_L, values_L) / row_L.bincount(minlength=rows)
+
     def _part(self, rows: Sequence[int], asked: Tensor) -> AskedRows:
         """These rows, with the places `asked` of theirs."""
         place = {row: index for index, row in enumerate(rows)}

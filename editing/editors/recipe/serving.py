@@ -70,7 +70,7 @@ class Serving:
         self._asked = AskedText(base.tokenizer, state.config.asked)
         self._room = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
         self._width = state.encoder.config.prompt_tokens
-        self._places = tuple(inspect.signature(base.model.base_model.forward).parameters)
+        self._parameters = tuple(inspect.signature(base.model.base_model.forward).parameters)
         self._handles: list[Any] = []
         self._remembered: dict[str, int] = {}
         self._rows_of: WeakKeyDictionary[Any, Tensor | None] = WeakKeyDictionary()
@@ -100,7 +100,7 @@ class Serving:
         """At a prefill look the rows up and put their prompts into the cache; afterwards make room for those."""
         if self._busy:
             return None
-        given = kwargs | dict(zip(self._places, args, strict=False))
+        given = kwargs | dict(zip(self._parameters, args, strict=False))
         cache = given.get("past_key_values")
         seen = 0 if cache is None else int(cache.get_seq_length())
         hidden = given.get("use_cache") is False

@@ -133,12 +133,12 @@ def train_encoder(
         run.imitate(
             learn_free_prompts(
                 base,
+                encoder,
                 source,
                 training_config,
-                encoder_config.prompt_tokens,
                 key=run.key,
                 checkpoints=None if checkpoints is None else checkpoints / FREE,
-                initial=initial if initial_prompts else None,
+                from_encoder=run.makes_prompts,
                 progress=progress,
                 report=report,
             )
