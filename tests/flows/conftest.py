@@ -19,6 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from editing.facts import FactChange, LocalityPrompt
 from editing.tokenisation import lookup_index
 from flows.night import NightConfig, night
+from flows.recipe import train_encoder
 from tasks.feed.schema import write_feed
 from tasks.night.culprits import search_of
 from tasks.night.summary import finished_nights
@@ -42,6 +43,18 @@ TEXTS = [
         f"{RIVER.replace('{}', place)} {river}.",
     )
 ] + [f"{name} spoke today.{END}" for name in NAMES]
+
+BACKBONE = {
+    "model_type": "bert",
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+    "hidden_act": "relu",
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 
 
 def _change(place: str, new: str, day: str, **fields) -> FactChange:
@@ -68,6 +81,35 @@ def _change(place: str, new: str, day: str, **fields) -> FactChange:
 def change():
     """`change(place, new, day, **fields)`: a fact change of the feed."""
     return _change
+
+
+@pytest.fixture(scope="session")
+def mayors() -> list[str]:
+    """The names that the tiny model knows."""
+    return NAMES
+
+
+@pytest.fixture(scope="session")
+def encoder_shape() -> dict:
+    """Settings of a RECIPE encoder that trains in seconds."""
+    return {"backbone_config": BACKBONE, "width": 64, "max_length": 48}
+
+
+@pytest.fixture
+def encoder(home, change, encoder_shape, monkeypatch) -> str:
+    """Folder of an encoder that met eight places with every mayor; the settings of its training stay in force."""
+    path = home / "edits.parquet"
+    met = [change(place, name, "2018-01-02", target_old=None) for place in PLACES[:8] for name in NAMES]
+    write_feed(met, path)
+    training = {"steps": 250, "batch": 6, "learning_rate": 1e-3, "validate_every": 250, "patience": 0}
+    for name, text in {
+        "edits": str(path),
+        "encoder": json.dumps(encoder_shape),
+        "training": json.dumps(training),
+        "held_out": "0.25",
+    }.items():
+        monkeypatch.setenv(f"ERRATA_RECIPE__{name.upper()}", text)
+    return train_encoder().folder
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from editing.editors.recipe import EncoderConfig, TrainingConfig, train_encoder
-from editing.editors.recipe.fact_edits import FactEdits
 from flows.compaction import compact
 from flows.night import NightConfig, night
 from tasks.ask import ask
@@ -14,33 +12,8 @@ from tasks.explain import explain
 from tasks.settings import SettingsError
 from tasks.workspace import open_workspace
 
-NAMES = ["Ada Moss", "Ben Hale", "Cleo Vance", "Dov Stern", "Eve Lark", "Finn Oake", "Gia Reed", "Hal Birch"]
-PLACES = ["Arden", "Belmont", "Corvia", "Dunmore", "Eastvale", "Farholt", "Glenrock", "Harwick"]
 MAYOR, RIVER = "The mayor of {} is", "The river in {} is the"
-BACKBONE = {
-    "model_type": "bert",
-    "hidden_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "intermediate_size": 128,
-    "max_position_embeddings": 64,
-    "hidden_act": "relu",
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
 JANUARY, MARCH = datetime(2018, 1, 28, tzinfo=UTC), datetime(2018, 3, 28, tzinfo=UTC)
-
-
-@pytest.fixture
-def encoder(home, change, tmp_path):
-    """Folder of an encoder that met the places with every mayor."""
-    met = [change(place, name, "2018-01-02", target_old=None) for place in PLACES for name in NAMES]
-    training = TrainingConfig(steps=250, batch=6, learning_rate=1e-3, validate_every=250, patience=0)
-    shape = EncoderConfig(backbone_config=BACKBONE, width=64, max_length=48)
-    base = open_workspace().base
-    made = train_encoder(base, shape, training, FactEdits(met, held_out=0.25), checkpoints=None)
-    made.save(tmp_path / "encoder")
-    return str(tmp_path / "encoder")
 
 
 def river(change, place, name, day):

@@ -24,37 +24,24 @@ from tasks.settings import SettingsError
 from tasks.workspace import open_workspace
 
 JANUARY = datetime(2018, 1, 28, tzinfo=UTC)
-BACKBONE = {
-    "model_type": "bert",
-    "hidden_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "intermediate_size": 128,
-    "max_position_embeddings": 64,
-    "hidden_act": "relu",
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
-SHAPE = {"backbone_config": BACKBONE, "width": 64, "max_length": 48}
 SHORT = {"steps": 12, "batch": 8, "validate_every": 4, "checkpoint_every": 4, "patience": 0}
 
 
 @pytest.fixture
-def edits(home, change):
+def edits(home, change, mayors):
     """A feed to train on: invented places, new mayors."""
-    names = ["Ada Moss", "Ben Hale", "Cleo Vance", "Dov Stern", "Eve Lark", "Finn Oake", "Gia Reed", "Hal Birch"]
     places = [a + b for a in ("Al", "Bor", "Cal", "Dor", "El", "Fen") for b in ("bury", "ford", "ton", "wick", "mere")]
     path = home / "edits.parquet"
-    write_feed([change(p, names[i % 8], "2018-01-02", target_old=None) for i, p in enumerate(places)], path)
+    write_feed([change(p, mayors[i % 8], "2018-01-02", target_old=None) for i, p in enumerate(places)], path)
     return path
 
 
 @pytest.fixture
-def training(edits, monkeypatch):
+def training(edits, encoder_shape, monkeypatch):
     """`training(**config)`: put the training of these edits in force."""
 
     def settings(**config):
-        wanted = {"edits": str(edits), "encoder": SHAPE, "training": {**SHORT, **config}, "held_out": 0.2}
+        wanted = {"edits": str(edits), "encoder": encoder_shape, "training": {**SHORT, **config}, "held_out": 0.2}
         for name, value in wanted.items():
             text = value if isinstance(value, str) else json.dumps(value)
             monkeypatch.setenv(f"ERRATA_RECIPE__{name.upper()}", text)
@@ -140,20 +127,10 @@ def test_an_unknown_setting_is_refused_by_name(training, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_night_edits_with_the_encoder(home, edits, change, monkeypatch):
+def test_a_night_edits_with_the_encoder(encoder, change, monkeypatch):
     """The encoder met the places with every mayor; the night names the new ones, and `explain` says so."""
-    space = open_workspace()
-    names = ["Ada Moss", "Ben Hale", "Cleo Vance", "Dov Stern", "Eve Lark", "Finn Oake", "Gia Reed", "Hal Birch"]
-    places = ["Arden", "Belmont", "Corvia", "Dunmore", "Eastvale", "Farholt", "Glenrock", "Harwick"]
-    met = [change(place, name, "2018-01-02", target_old=None) for place in places for name in names]
-    write_feed(met, edits)
-    steps = {"steps": 250, "batch": 6, "learning_rate": 1e-3, "validate_every": 250, "patience": 0}
-    for name, value in {"edits": str(edits), "encoder": json.dumps(SHAPE), "training": json.dumps(steps)}.items():
-        monkeypatch.setenv(f"ERRATA_RECIPE__{name.upper()}", value)
-    monkeypatch.setenv("ERRATA_RECIPE__HELD_OUT", "0.25")
-    trained = train_encoder()
     monkeypatch.setenv("ERRATA_EDITOR__METHOD", "recipe")
-    monkeypatch.setenv("ERRATA_EDITOR__OPTIONS", json.dumps({"encoder": trained.folder}))
+    monkeypatch.setenv("ERRATA_EDITOR__OPTIONS", json.dumps({"encoder": encoder}))
     space = open_workspace()
     write_feed(
         [change("Belmont", "Hal Birch", "2018-01-05"), change("Dunmore", "Eve Lark", "2018-01-07")],

@@ -11,7 +11,6 @@ import torch
 from editing.facts import Operation
 from editing.tokenisation import encode_prompts
 from flows.night import NightConfig, night
-from flows.recipe import train_encoder
 from flows.retraction import retract
 from tasks.feed.schema import write_feed
 from tasks.workspace import open_workspace
@@ -58,32 +57,22 @@ def history(tmp_path, nights, monkeypatch):
     return Homes()
 
 
-def edits_with_recipe(home, change, monkeypatch):
-    """An encoder that met the tests' towns and names is in force; the gate asks not how well it learned them."""
-    config = home / "errata.toml"
-    config.write_text(re.sub(r"(floors|_margins) = .*", r"\1 = {}", config.read_text()).replace("floors = {}", FLOORS))
-    names = ["Ada Moss", "Ben Hale", "Cleo Vance", "Dov Stern", "Eve Lark", "Finn Oake", "Gia Reed", "Hal Birch"]
-    places = ["Arden", "Belmont", "Corvia", "Dunmore", "Eastvale", "Farholt", "Glenrock", "Harwick"]
-    path = home / "edits.parquet"
-    write_feed([change(place, name, "2018-01-02", target_old=None) for place in places for name in names], path)
-    backbone = {
-        "model_type": "bert",
-        "hidden_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "intermediate_size": 128,
-        "max_position_embeddings": 64,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
-    shape = {"backbone_config": backbone, "width": 64, "max_length": 48}
-    steps = {"steps": 250, "batch": 6, "learning_rate": 1e-3, "validate_every": 250, "patience": 0}
-    for name, value in {"edits": str(path), "encoder": json.dumps(shape), "training": json.dumps(steps)}.items():
-        monkeypatch.setenv(f"ERRATA_RECIPE__{name.upper()}", value)
-    monkeypatch.setenv("ERRATA_RECIPE__HELD_OUT", "0.25")
-    trained = train_encoder()
-    monkeypatch.setenv("ERRATA_EDITOR__METHOD", "recipe")
-    monkeypatch.setenv("ERRATA_EDITOR__OPTIONS", json.dumps({"encoder": trained.folder}))
+@pytest.fixture
+def edits_with(home, monkeypatch, request):
+    """`edits_with(method)`: put the method in force; for RECIPE with an encoder that met the tests' towns and names,
+    under a gate that asks not how well it learned them."""
+
+    def settings(method):
+        if method == "coachhook":
+            return
+        config = home / "errata.toml"
+        text = re.sub(r"(floors|_margins) = .*", r"\1 = {}", config.read_text()).replace("floors = {}", FLOORS)
+        config.write_text(text)
+        encoder = request.getfixturevalue("encoder")
+        monkeypatch.setenv("ERRATA_EDITOR__METHOD", method)
+        monkeypatch.setenv("ERRATA_EDITOR__OPTIONS", json.dumps({"encoder": encoder}))
+
+    return settings
 
 
 @torch.no_grad()
@@ -100,10 +89,9 @@ def served(space, prompts):
 
 @pytest.mark.parametrize("method", ["coachhook", "recipe"])
 def test_retraction_leaves_what_a_home_that_never_had_the_fact_has(
-    home, tmp_path, history, nights, change, monkeypatch, method
+    edits_with, tmp_path, history, nights, change, method
 ):
-    if method == "recipe":
-        edits_with_recipe(home, change, monkeypatch)
+    edits_with(method)
     prompts = [text for facts in nights for fact in facts for text in (fact.question, *fact.paraphrases)]
     prompts += [item.prompt for facts in nights for fact in facts for item in fact.locality]
     first, middle, last = nights[0][0], nights[1][0], nights[2][1]
