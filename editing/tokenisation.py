@@ -72,13 +72,14 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def pad(rows: Sequence[Sequence[int]], fill: int, *, side: PaddingSide) -> tuple[Tensor, Tensor]:
     """Rows of ids as `[B, T]` with `fill` at `side`, and the `[B, T]` mask (1 on real tokens), both int64."""
     width = max((len(row) for row in rows), default=0)
-    ids = torch.full((len(rows), width), fill)
-    mask = torch.zeros((len(rows), width), dtype=torch.int64)
-    for row, content in enumerate(rows):
-        at = slice(0, len(content)) if side == "right" else slice(width - len(content), width)
-        ids[row, at] = torch.tensor(content, dtype=torch.int64)
-        mask[row, at] = 1
-    return ids, mask
+    padded, marks = [], []
+    for row in rows:
+        content, missing = list(row), width - len(row)
+        before, behind = (missing, 0) if side == "left" else (0, missing)
+        padded.append([fill] * before + content + [fill] * behind)
+        marks.append([0] * before + [1] * len(content) + [0] * behind)
+    shape = (len(rows), width)
+    return torch.tensor(padded, dtype=torch.int64).reshape(shape), torch.tensor(marks, dtype=torch.int64).reshape(shape)
 
 
 def encode_prompts(

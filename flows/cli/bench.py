@@ -74,6 +74,8 @@ def recipe(
     if speed:
         names = [name for name, value in found.items() if isinstance(value, int | float)]
         out.print(table("RECIPE's speed", [{"what": name, "value": f"{found[name]:.4g}"} for name in names]))
+        ways = [{"way": way, **{name: f"{row[name]:.4g}" for name in row}} for way, row in found["adding"].items()]
+        out.print(table(f"\nfacts added {found['add_batch']} together against one at a time", ways))
         out.print(table("\n64 tokens, one prompt", [_timings(name, row) for name, row in found["inference"].items()]))
     else:
         _print_replay("RECIPE and its gates", found)

@@ -107,7 +107,9 @@ def test_speed_on_a_small_repository(base, config):
     found = measure_recipe_speed(
         base, config, filling_stream(WORLD), layers=(1,), sizes=(2_000, 4_000), added=80, crowd=200, shapes=False
     )
-    assert found["add_speedup"] > 1
+    assert set(found["adding"]) == {"encoded", "applied", "saved"}
+    assert all(way["speedup"] > 1 for way in found["adding"].values())
+    assert found["add_speedup"] == found["adding"]["encoded"]["speedup"]
     assert [row["rows"] for row in found["retrieval"]] == [2_000, 4_000]
     assert found["retrieval_ms_2k"] > 0
     assert 0 <= found["recall"] <= 1

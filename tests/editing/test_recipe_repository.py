@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from editing.editors import get_editor
-from editing.editors.recipe.index import IndexPart, one_thread
+from editing.editors.recipe.index import IndexPart, one_thread, score_directions
 from editing.editors.recipe.repository import MAX_SEGMENTS, Repository
 from editing.editors.recipe.segments import Segment
 from editing.errors import StateError
@@ -132,6 +132,49 @@ def test_an_index_is_the_same_every_time(rows):
     segment = rows(range(600))
     built = [IndexPart.build(segment.knowledge.numpy(), 0, segment.knowledge[:50].numpy(), 0.9) for _ in range(2)]
     assert built[0].digest == built[1].digest
+
+
+def half_heard(rows: int, queries: int, heard: int = 6, width: int = 48):
+    """Rows that differ alike in all directions, and queries that ask about `heard` of these; each has its row."""
+    generator = np.random.default_rng(0)
+    knowledge_NR = generator.standard_normal((rows, width)).astype(np.float32)
+    queries_BR = 0.02 * generator.standard_normal((queries, width)).astype(np.float32)
+    queries_BR[:, :heard] += knowledge_NR[generator.choice(rows, queries, replace=False), :heard]
+    return knowledge_NR, queries_BR
+
+
+def test_directions_are_those_in_which_scores_differ():
+    knowledge_NR, queries_BR = half_heard(2_000, 300)
+    rows_RD, queries_RD = score_directions(knowledge_NR, queries_BR[:200], 6)
+    asked_BR = queries_BR[200:]
+
+    def told(onto_rows, onto_queries):
+        """Of the scores' variance over the rows, the share that the products tell."""
+        left_BN = asked_BR @ knowledge_NR.T - (asked_BR @ onto_queries) @ (knowledge_NR @ onto_rows).T
+        return 1 - left_BN.var(1).mean() / (asked_BR @ knowledge_NR.T).var(1).mean()
+
+    principal_RD = np.linalg.eigh(np.cov(knowledge_NR, rowvar=False))[1][:, -6:]
+    assert told(rows_RD, queries_RD) > 0.99
+    assert told(principal_RD, principal_RD) < 0.5
+
+
+def test_an_index_looks_into_few_lists_where_questions_tell_little_of_the_rows():
+    knowledge_NR, queries_BR = half_heard(4_000, 400)
+    part = IndexPart.build(knowledge_NR, 0, queries_BR[:200], 0.98)
+    assert part.probes <= part.lists / 4
+    everyone = faiss.IDSelectorAll()
+    found = part.search(queries_BR[200:], 1, everyone)
+    truth = (queries_BR[200:] @ knowledge_NR.T).argmax(1)
+    assert (found == truth[:, None]).any(1).mean() >= 0.97
+
+
+@pytest.mark.parametrize("queries", [1, 2, 3])
+def test_an_index_of_few_rows_and_questions_finds_them(queries):
+    knowledge_NR, queries_BR = half_heard(3, queries)
+    part = IndexPart.build(knowledge_NR, 10, queries_BR, 1.0)
+    assert part.recall == 1.0
+    best = part.search(queries_BR, 3, faiss.IDSelectorAll())
+    assert [sorted(row for row in rows if row >= 0) for rows in best.tolist()] == [[10, 11, 12]] * queries
 
 
 def test_many_small_appends_stay_few_segments_and_rewrite_little(rows):

@@ -216,7 +216,7 @@ class RecipeConfig(_Settings):
     converged_loss: Annotated[float, "nats per target token: a fact converged when its prompt gets below"] = 0.5
     exact_rows: Annotated[int, "rows that are searched exactly; above, an approximate index is built over them"] = 5_000
     recall: Annotated[float, "recall@1 against exact search that an approximate index must show when it is built"] = (
-        0.98
+        0.995
     )
     encode_batch: Annotated[int, "texts encoded in one pass"] = 256
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class Recipe:
         """
         state.require_base(base)
         config, facts = state.config, batch.facts
-        knowledge_NR, prompts_NPD, lead_N = _encode(state, facts, progress)
+        knowledge_NR, prompts_NPD, lead_N = encode_facts(state, facts, progress)
         for name, tensor in (("knowledge", knowledge_NR), ("prompts", prompts_NPD)):
             if not torch.isfinite(tensor).all():
                 raise EditRefusedError(
@@ -199,12 +199,18 @@ def encoder_folder(base: BaseModel, config: RecipeConfig) -> Path:
     )
 
 
+class EncodedFacts(NamedTuple):
+    """Knowledge `[N, R]` and prompts `[N, P, D]` on the CPU, and by how much each fact's own question scores above the
+    gate's limit `[N]`."""
+
+    knowledge: Tensor
+    prompts: Tensor
+    lead: Tensor
+
+
 @torch.no_grad()
-def _encode(
-    state: RecipeState, facts: Sequence[FactChange], progress: Progress | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Knowledge `[N, R]` and prompts `[N, P, D]` on the CPU, and by how much each fact's own question scores above
-    the gate's limit `[N]`."""
+def encode_facts(state: RecipeState, facts: Sequence[FactChange], progress: Progress | None = None) -> EncodedFacts:
+    """What the state's encoder makes of these facts, `encode_batch` at a time."""
     encoder, config = state.encoder, state.config
     knowledge, prompts, leads = [], [], []
     for begin in range(0, len(facts), config.encode_batch):
@@ -220,7 +226,7 @@ def _encode(
         leads.append((own_N - limit_N).cpu())
         if progress is not None:
             progress("facts encoded", min(begin + config.encode_batch, len(facts)), len(facts))
-    return torch.cat(knowledge), torch.cat(prompts), torch.cat(leads)
+    return EncodedFacts(torch.cat(knowledge), torch.cat(prompts), torch.cat(leads))
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from editing.editors.identity import complete, require_format, require_unaltered
 from editing.editors.recipe.config import EncoderConfig
+from editing.editors.recipe.passes import passes_by_length, side_by_side
 from editing.errors import ModelError, StateError
 from editing.models import BaseModel
 from editing.storage import (
@@ -39,7 +40,6 @@ from editing.tokenisation import pad, padding_id, tokenise
 
 FORMAT = 1
 KIND = "recipe-encoder"
-TEXTS_PER_PASS = 48  # few enough that one long text pads few others
 
 
 class _Head(nn.Module):
@@ -175,18 +175,20 @@ class RecipeEncoder(nn.Module):
 
     def _features(self, texts: Sequence[str]) -> Tensor:
         """Features `[N, 4H]`; texts of like length share a pass."""
+        device = self.sentinel_SH.device
         rows = [self._ids(tokens.ids) for tokens in tokenise(self.tokenizer, [text.strip() for text in texts])]
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        parts = []
-        for begin in range(0, len(order), TEXTS_PER_PASS):
-            chunk = [rows[row] for row in order[begin : begin + TEXTS_PER_PASS]]
-            ids, mask = (x.to(self.sentinel_SH.device) for x in pad(chunk, padding_id(self.tokenizer), side="right"))
-            parts.append(self._pooled(*self._embedded(ids, mask)))
+        chunks = passes_by_length(rows)
+
+        def features_of(index: int) -> Tensor:
+            chunk = [rows[row] for row in chunks[index]]
+            ids, mask = (x.to(device) for x in pad(chunk, padding_id(self.tokenizer), side="right"))
+            return self._pooled(*self._embedded(ids, mask))
+
+        parts = side_by_side(features_of, len(chunks), device)
         if not parts:
             return self.sentinel_SH.new_zeros(0, 4 * self.sentinel_SH.shape[1])
-        back = torch.empty(len(order), dtype=torch.int64, device=parts[0].device)
-        back[order] = torch.arange(len(order), device=back.device)
-        return torch.cat(parts)[back]
+        order = torch.tensor([row for chunk in chunks for row in chunk])
+        return torch.cat(parts)[order.argsort().to(device)]
 
     def _ids(self, ids: list[int]) -> list[int]:
         """The ids that are read: of a long text the last, behind the tokenizer's own class token if it has one."""

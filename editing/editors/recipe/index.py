@@ -1,9 +1,9 @@
 """Approximate indexes over a range of a repository's rows, and the search that puts ranges together.
 
-An index is FAISS's inverted file with 8-bit codes over the principal directions of the representations: it
+An index is FAISS's inverted file with 8-bit codes over the directions in which scores differ most: it
 proposes rows, and their exact scores decide.
 
-Shapes: N rows, R representation, B queries, K candidates.
+Shapes: N rows, R representation, D directions, B queries, K candidates.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from editing.errors import StateError
 from editing.storage import link_file, replace_file
 
 PROPOSED = 32  # rows that an index proposes beyond those asked for; exact scores choose among them
-DIRECTIONS = 128  # components of a representation that an index looks at
+DIRECTIONS = 64  # components of a representation that an index looks at
+QUERY_RIDGE = 0.1  # of the questions' mean variance, in every direction: a sample says little of most of them
 DIRECTION_ROWS = 20_000  # rows that the directions are found from
 POINTS_PER_LIST = 40  # rows per list that the lists' centres are found from
 ROUNDS = 8
@@ -61,23 +62,32 @@ class IndexPart:
     def build(cls, knowledge_NR: np.ndarray, start: int, queries_BR: np.ndarray, recall: float) -> IndexPart:
         """An index over `knowledge_NR`, the rows from `start` on, that looks into as many lists as `recall` needs.
 
-        `queries_BR` are representations of real questions; what exact search finds for them is the truth.
+        `queries_BR` are representations of real questions: half of them tell which directions matter, and what exact
+        search finds for the other half is the truth that recall is measured against.
         """
         rows, width = knowledge_NR.shape
+        heard_BR, checked_BR = queries_BR[::2], queries_BR[1::2] if len(queries_BR) > 1 else queries_BR
         lists = max(1, min(round(2 * rows**0.5), rows // 39 or 1))
-        kept = min(width, DIRECTIONS)
+        rows_RD, queries_RD = score_directions(knowledge_NR, heard_BR, min(width, DIRECTIONS))
+        reduced_ND = knowledge_NR @ rows_RD
+        reduced_ND -= reduced_ND.mean(0)  # the same for every row's score
+        nearest = faiss.IndexFlatL2(reduced_ND.shape[1])
         file = faiss.IndexIVFScalarQuantizer(
-            faiss.IndexFlatIP(kept), kept, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+            nearest, nearest.d, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
         )
         file.cp.niter, file.cp.max_points_per_centroid, file.cp.seed = ROUNDS, POINTS_PER_LIST, 1234
-        index = faiss.IndexPreTransform(_onto_directions(knowledge_NR, kept), file)
+        file.cp.spherical = False
         with one_thread():
-            index.train(knowledge_NR)
-            index.add_with_ids(knowledge_NR, np.arange(start, start + rows))
-            _, truth_B1 = faiss.knn(queries_BR, knowledge_NR, 1, metric=faiss.METRIC_INNER_PRODUCT)
+            file.train(reduced_ND)
+            file.add_with_ids(reduced_ND, np.arange(start, start + rows))
+            highest = faiss.IndexFlatIP(nearest.d)  # rows are in the list of the nearest centre, and queries ask for
+            highest.add(nearest.reconstruct_n(0, lists))  # the lists whose centres score highest
+            file.quantizer = highest
+            index = faiss.IndexPreTransform(_linear(queries_RD), file)
+            _, truth_B1 = faiss.knn(checked_BR, knowledge_NR, 1, metric=faiss.METRIC_INNER_PRODUCT)
             probes, reached = 1, 0.0
             while True:
-                found_BK = index.search(queries_BR, 1 + PROPOSED, params=_probing(probes))[1]
+                found_BK = index.search(checked_BR, 1 + PROPOSED, params=_probing(probes))[1]
                 reached = float((found_BK - start == truth_B1).any(1).mean())
                 if reached >= recall or probes >= lists:
                     break
@@ -129,15 +139,30 @@ class IndexPart:
         return part
 
 
-def _onto_directions(knowledge_NR: np.ndarray, kept: int) -> Any:
-    """FAISS's transform onto the `kept` directions in which the rows differ most.
+def score_directions(knowledge_NR: np.ndarray, queries_BR: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """`[R, D]` for rows and `[R, D]` for queries: their products are the scores' best approximation of rank `kept`.
 
-    The part of an inner product that it leaves out differs little from row to row.
+    It is best in the mean square over rows and queries, less a constant per query: with S the queries' covariance
+    and C the rows', those are `S^(1/2) W` and `S^(-1/2) W`, W the first eigenvectors of `S^(1/2) C S^(1/2)`. Distances
+    of rows `S^(1/2) W` are how differently the queries score them, which is what lists are made by.
     """
     sampled_NR = knowledge_NR[:: -(-len(knowledge_NR) // DIRECTION_ROWS)].astype(np.float64)
-    _, axes_RR = np.linalg.eigh(np.cov(sampled_NR, rowvar=False).reshape(knowledge_NR.shape[1], -1))
-    transform = faiss.LinearTransform(knowledge_NR.shape[1], kept, False)
-    faiss.copy_array_to_vector(axes_RR[:, -kept:].T.astype(np.float32).ravel(), transform.A)
+    width = knowledge_NR.shape[1]
+    rows_RR = np.cov(sampled_NR, rowvar=False, bias=True).reshape(width, width)
+    queries_RR = np.cov(queries_BR.astype(np.float64), rowvar=False, bias=True).reshape(width, width)
+    spread = float(np.trace(queries_RR)) / width
+    values_R, axes_RR = np.linalg.eigh(queries_RR + QUERY_RIDGE * (spread or 1.0) * np.eye(width))
+    root_RR = (axes_RR * values_R**0.5) @ axes_RR.T
+    inverse_RR = (axes_RR * values_R**-0.5) @ axes_RR.T
+    first_RD = np.linalg.eigh(root_RR @ rows_RR @ root_RR)[1][:, -kept:]
+    return (root_RR @ first_RD).astype(np.float32), (inverse_RR @ first_RD).astype(np.float32)
+
+
+def _linear(onto_RD: np.ndarray) -> Any:
+    """FAISS's transform of a vector to its products with the columns of `onto_RD`."""
+    width, kept = onto_RD.shape
+    transform = faiss.LinearTransform(width, kept, False)
+    faiss.copy_array_to_vector(onto_RD.T.ravel(), transform.A)
     transform.is_trained = True
     return transform
 

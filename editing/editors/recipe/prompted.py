@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from editing.editors.recipe.passes import passes_by_length, side_by_side
 from editing.models import BaseModel
 from editing.tokenisation import pad, padding_id, tokenise, tokenise_with_target
-
-ROWS_PER_PASS = 32  # few enough that one long prompt pads few others
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,13 +50,14 @@ class AskedRows:
 
         Rows of like length share a pass.
         """
-        order = sorted(range(len(self.ids)), key=lambda row: len(self.ids[row]))
-        chunks = [order[begin : begin + ROWS_PER_PASS] for begin in range(0, len(order), ROWS_PER_PASS)]
+        chunks = passes_by_length(self.ids)
         asked = [torch.isin(self.row, torch.tensor(chunk)).nonzero()[:, 0] for chunk in chunks]
-        parts = [
-            self._part(chunk, at)._pass(base, None if prompts_BPD is None else prompts_BPD[chunk])
-            for chunk, at in zip(chunks, asked, strict=True)
-        ]
+
+        def logits_of(index: int) -> Tensor:
+            chunk = chunks[index]
+            return self._part(chunk, asked[index])._pass(base, None if prompts_BPD is None else prompts_BPD[chunk])
+
+        parts = side_by_side(logits_of, len(chunks), base.device)
         return torch.cat(parts)[torch.cat(asked).argsort().to(parts[0].device)]
 
     def mean_by_row(self, values_L: Tensor) -> Tensor:
@@ -73,18 +73,16 @@ class AskedRows:
         return AskedRows(tuple(self.ids[row] for row in rows), row, self.place[asked], self.label[asked])
 
     def _pass(self, base: BaseModel, prompts_BPD: Tensor | None) -> Tensor:
-        """`logits` of all rows in one pass."""
+        """`logits` of all rows in one pass; no mask is needed, since the padding is behind all that is asked."""
         device = base.device
-        ids_BT, mask_BT = (x.to(device) for x in pad(self.ids, padding_id(base.tokenizer), side="right"))
+        ids_BT = pad(self.ids, padding_id(base.tokenizer), side="right")[0].to(device)
         embeds = base.model.get_input_embeddings()(ids_BT)
         before = 0
         if prompts_BPD is not None:
             before = prompts_BPD.shape[1]
             embeds = torch.cat([prompts_BPD.to(device, embeds.dtype), embeds], dim=1)
-            mask_BT = torch.cat([mask_BT.new_ones(len(mask_BT), before), mask_BT], dim=1)
         hidden_BTD = base.model.base_model(
             inputs_embeds=embeds,
-            attention_mask=mask_BT,
             position_ids=torch.arange(embeds.shape[1], device=device)[None].expand(len(embeds), -1),
             use_cache=False,
         ).last_hidden_state
@@ -102,9 +100,7 @@ def target_losses(
         end = begin + batch
         asked = AskedRows.targets(base, questions[begin:end], targets[begin:end])
         logits_LV = asked.logits(base, prompts_NPD[begin:end]).cpu()
-        nats_L = cross_entropy(logits_LV, asked.label, reduction="none")
-        right_L = logits_LV.argmax(-1) == asked.label
-        for row in range(len(asked.ids)):
-            mine = asked.row == row
-            results.append((float(nats_L[mine].mean()), bool(right_L[mine].all())))
+        nats_B = asked.mean_by_row(cross_entropy(logits_LV, asked.label, reduction="none"))
+        right_B = asked.mean_by_row((logits_LV.argmax(-1) == asked.label).float()) == 1
+        results += zip(nats_B.tolist(), right_B.tolist(), strict=True)
     return results

@@ -28,7 +28,7 @@ from editing.errors import StateError
 from editing.facts import FactChange
 
 MAX_SEGMENTS = 64
-SAMPLED_QUERIES = 256  # facts whose questions measure the recall of a new index
+SAMPLED_QUERIES = 512  # facts whose questions shape a new index and measure its recall
 
 Queries = Callable[[Sequence[FactChange]], Tensor]
 
