@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from editing.editors.both.config import BothConfig
 from editing.editors.both.state import FORMAT, METHOD, BothState
 from editing.editors.coachhook import CoachHook
 from editing.editors.identity import complete, require_format, require_unaltered
-from editing.editors.recipe import Recipe
+from editing.editors.recipe import Recipe, RecipeConfig
 from editing.errors import StateError
 from editing.models import BaseModel
 from editing.statistics import SecondMoments
@@ -39,8 +40,9 @@ def load(folder: Path, base: BaseModel, statistics: SecondMoments | None = None)
     content = read_json(folder / "state.json", StateError)
     require_format(content, folder, method=METHOD, format=FORMAT)
     with complete(folder):
+        told = content["config"]
         state = BothState(
-            config=BothConfig.from_dict(content["config"]),
+            config=replace(BothConfig.from_dict(told), recipe=RecipeConfig.of_state(told["recipe"])),
             parent=content["parent"],
             coachhook=CoachHook().load(folder / "coachhook", base, statistics),
             recipe=Recipe().load(folder / "recipe", base),

@@ -54,7 +54,7 @@ def load(folder: Path, base: BaseModel) -> RecipeState:
                 f"{content['encoder'][:12]}; restore the encoder from where the state was registered"
             )
         state = RecipeState(
-            config=RecipeConfig.from_dict(content["config"]),
+            config=RecipeConfig.of_state(content["config"]),
             model_id=named["model_id"],
             revision=named["revision"],
             base_fingerprint=named["fingerprint"],

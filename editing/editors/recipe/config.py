@@ -196,6 +196,9 @@ class TrainingConfig(_Settings):
         )
 
 
+TUNING = ("tuning_steps", "tuning_rate")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeConfig(_Settings):
     """The settings of a RECIPE state, all of which are part of the artifact.
@@ -214,11 +217,27 @@ class RecipeConfig(_Settings):
     ] = "sentinel"
     fixed_score: Annotated[float, "the score that the fixed gate asks for"] = 0.0
     converged_loss: Annotated[float, "nats per target token: a fact converged when its prompt gets below"] = 0.5
+    tuning_steps: Annotated[
+        int,
+        "steps of Adam at most for the prompt of a fact that the encoder's own did not make the model say; 0: none",
+    ] = 10
+    tuning_rate: Annotated[float, "a step's length in units of the word embeddings' spread"] = 0.2
     exact_rows: Annotated[int, "rows that are searched exactly; above, an approximate index is built over them"] = 5_000
     recall: Annotated[float, "recall@1 against exact search that an approximate index must show when it is built"] = (
         0.995
     )
     encode_batch: Annotated[int, "texts encoded in one pass"] = 256
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` is the inverse. Without tuning as states were written before there was any, so
+        that theirs keep their digests."""
+        content = _Settings.to_dict(self)
+        return content if self.tuning_steps else {name: content[name] for name in content if name not in TUNING}
+
+    @classmethod
+    def of_state(cls, content: Mapping[str, Any]) -> Self:
+        """The config that a state was written with (of `to_dict`). Raises `ConfigError` as `from_dict` does."""
+        return cls.from_dict({"tuning_steps": 0, **content})
 
     def __post_init__(self) -> None:
         if not self.encoder:
@@ -228,6 +247,8 @@ class RecipeConfig(_Settings):
             {
                 "fixed_score": (-1e9, 1e9),
                 "converged_loss": (0.0, 100.0),
+                "tuning_steps": (0, 10**4),
+                "tuning_rate": (0.0, 100.0),
                 "exact_rows": (1, 10**9),
                 "recall": (0.0, 1.0),
                 "encode_batch": (1, 10**6),

@@ -27,6 +27,7 @@ from editing.editors.recipe.retrieval import retrieve
 from editing.editors.recipe.segments import Segment
 from editing.editors.recipe.serving import Beside, Lookup, Serving
 from editing.editors.recipe.state import METHOD, RecipeState
+from editing.editors.recipe.tuning import tune_prompts
 from editing.errors import EditRefusedError, StateError
 from editing.facts import EditBatch, FactChange
 from editing.models import BaseModel
@@ -34,6 +35,7 @@ from editing.statistics import SecondMoments
 from editing.tokenisation import join_target
 
 CANDIDATES = 5
+ENOUGH = 0.1  # of `converged_loss`: a prompt is not tuned further
 
 
 class Recipe:
@@ -72,7 +74,8 @@ class Recipe:
     ) -> AppliedBatch:
         """The state with a row for each fact; costs the new facts only, however many rows there are.
 
-        A fact's outcome is the loss of its target behind its own prompt; it converged when that is below
+        The prompt of a fact that the encoder's own does not make the model say is tuned (`tuning_steps`). A fact's
+        outcome is the loss of its target behind its own prompt; it converged when that is below
         `converged_loss` and its question finds its own knowledge above the gate's limit. Raises
         `EditRefusedError` for a batch that encodes to what is not finite; `state` itself never changes.
         """
@@ -84,17 +87,16 @@ class Recipe:
                 raise EditRefusedError(
                     f"the batch of {len(facts)} facts is refused: its {name} is not finite; train the encoder again"
                 )
+        prompts_NPD, losses, tuned = _steering(base, state, facts, prompts_NPD, progress)
         repository = state.repository.append(Segment.of(facts, knowledge_NR, prompts_NPD))
         repository = repository.indexed(config.exact_rows, config.recall, lambda some: _questions(state, some))
-        losses = target_losses(
-            base, prompts_NPD, [fact.question for fact in facts], [fact.target for fact in facts], config.encode_batch
-        )
         outcomes = tuple(
             FactOutcome(fact.fact_id, nats < config.converged_loss and lead > 0, nats)
             for fact, (nats, _), lead in zip(facts, losses, lead_N.tolist(), strict=True)
         )
         after = replace(state, parent=state.digest, repository=repository)
-        return AppliedBatch(after, outcomes, _canaries(base, prompts_NPD, losses, lead_N))
+        canaries = {**_canaries(base, prompts_NPD, losses, lead_N), "tuned": tuned / len(facts)}
+        return AppliedBatch(after, outcomes, canaries)
 
     def retract(
         self, base: BaseModel, state: RecipeState, fact_ids: Sequence[str], *, progress: Progress | None = None
@@ -233,6 +235,41 @@ def encode_facts(state: RecipeState, facts: Sequence[FactChange], progress: Prog
 def _questions(state: RecipeState, facts: Sequence[FactChange]) -> Tensor:
     """Query representations `[N, R]` of the facts' own questions."""
     return state.encoder.query([fact.question for fact in facts])
+
+
+def _steering(
+    base: BaseModel, state: RecipeState, facts: Sequence[FactChange], prompts_NPD: Tensor, progress: Progress | None
+) -> tuple[Tensor, list[tuple[float, bool]], int]:
+    """The facts' prompts, tuned where the encoder's own does not make the model say the target; what `target_losses`
+    tells of each; and how many were tuned."""
+    config = state.config
+    losses = _losses(base, prompts_NPD, facts, config)
+    wanting = [row for row, (nats, right) in enumerate(losses) if nats >= config.converged_loss or not right]
+    if not wanting or not config.tuning_steps:
+        return prompts_NPD, losses, 0
+    some = [facts[row] for row in wanting]
+    tuned_MPD = tune_prompts(
+        base,
+        prompts_NPD[wanting],
+        some,
+        steps=config.tuning_steps,
+        rate=config.tuning_rate,
+        enough=ENOUGH * config.converged_loss,
+        spread=state.encoder.prompt_head.spread,
+        progress=progress,
+    )
+    for row, told in zip(wanting, _losses(base, tuned_MPD, some, config), strict=True):
+        losses[row] = told
+    return prompts_NPD.index_copy(0, torch.tensor(wanting), tuned_MPD), losses, len(wanting)
+
+
+def _losses(
+    base: BaseModel, prompts_NPD: Tensor, facts: Sequence[FactChange], config: RecipeConfig
+) -> list[tuple[float, bool]]:
+    """`target_losses` of each fact's target behind its own prompt and question."""
+    return target_losses(
+        base, prompts_NPD, [fact.question for fact in facts], [fact.target for fact in facts], config.encode_batch
+    )
 
 
 def _canaries(
