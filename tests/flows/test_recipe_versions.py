@@ -139,6 +139,7 @@ def nights(recipe, change, feed):
 PROMPTS = ["The mayor of Arden is", "The mayor of Corvia is", "Who leads Farholt? It is"]
 
 
+@pytest.mark.slow
 def test_the_champion_is_compacted_served_and_rolled_back(nights, change, feed, monkeypatch):
     space = nights
     monkeypatch.setenv("ERRATA_CANARY__AFTER_PROMOTION", "true")
