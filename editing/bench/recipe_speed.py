@@ -108,9 +108,10 @@ def measure_adding(
     """Facts added in batches of `batch` against one at a time.
 
     `adding` tells it three ways: `encoded` is encoding and appending, which is what the paper times as an edit;
-    `applied` is all that `apply` does, with the language model's pass that tells whether each prompt converged;
-    `saved` is that and the state on disk. Of each, `speedup` is the ratio of facts per second, and
-    `seconds_per_fact` and `seconds_per_fact_alone` are medians. `add_speedup` is that of `encoded`.
+    `applied` is all that `apply` does, with the language model's pass that tells whether each prompt converged
+    and the tuning of those that did not; `saved` is that and the state on disk. Of each, `speedup` is the ratio of
+    facts per second, and `seconds_per_fact` and `seconds_per_fact_alone` are medians. `add_speedup` is that of
+    `encoded`.
     Raises `ConfigError` for too few facts.
     """
     rounds = (len(facts) - alone) // batch

@@ -9,11 +9,14 @@ import torch
 from editing.editors import get_editor
 from editing.editors.recipe.editor import encode_facts
 from editing.editors.recipe.prompted import target_losses
-from editing.editors.recipe.tuning import tune_prompts
+from editing.editors.recipe.tuning import Tuning, tune_prompts
 from editing.facts import EditBatch
 
 EDITOR = get_editor("recipe")
-TUNING = {"steps": 10, "rate": 0.2, "enough": 0.05}
+
+
+def tuning(state, steps=10):
+    return Tuning(steps=steps, rate=0.2, enough=0.05, spread=state.encoder.prompt_head.spread)
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +58,11 @@ def test_a_prompt_that_is_right_stays_the_encoders(tiny_base, edited, batches, s
 
 def test_tuning_is_the_same_every_time_and_whatever_is_beside(tiny_base, edited, strangers):
     base, start = tiny_base("gpt2"), edited("recipe", 0)
-    prompts, spread = encode_facts(start, strangers).prompts, start.encoder.prompt_head.spread
+    prompts = encode_facts(start, strangers).prompts
     weights = [parameter.clone() for parameter in base.model.parameters()]
-    together = tune_prompts(base, prompts, strangers, spread=spread, **TUNING)
-    assert torch.equal(together, tune_prompts(base, prompts, strangers, spread=spread, **TUNING))
-    alone = [tune_prompts(base, prompts[[row]], [strangers[row]], spread=spread, **TUNING) for row in range(4)]
+    together = tune_prompts(base, prompts, strangers, tuning(start))
+    assert torch.equal(together, tune_prompts(base, prompts, strangers, tuning(start)))
+    alone = [tune_prompts(base, prompts[[row]], [strangers[row]], tuning(start)) for row in range(4)]
     torch.testing.assert_close(torch.cat(alone), together, atol=1e-5, rtol=1e-4)
     assert all(torch.equal(before, now) for before, now in zip(weights, base.model.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in base.model.parameters())
@@ -67,9 +70,23 @@ def test_tuning_is_the_same_every_time_and_whatever_is_beside(tiny_base, edited,
 
 def test_more_steps_are_never_worse_and_none_changes_nothing(tiny_base, edited, strangers):
     base, start = tiny_base("gpt2"), edited("recipe", 0)
-    prompts, spread = encode_facts(start, strangers).prompts, start.encoder.prompt_head.spread
-    tuned = [tune_prompts(base, prompts, strangers, spread=spread, **{**TUNING, "steps": n}) for n in (0, 5, 10, 20)]
+    prompts = encode_facts(start, strangers).prompts
+    tuned = [tune_prompts(base, prompts, strangers, tuning(start, n)) for n in (0, 5, 10, 20)]
     torch.testing.assert_close(tuned[0], prompts)
     nats = [nats_of(base, each, strangers) for each in tuned]
     assert all(bool((later <= earlier + 1e-6).all()) for earlier, later in itertools.pairwise(nats))
     assert bool((nats[-1] < nats[0]).all())
+
+
+@pytest.mark.parametrize("method", ["recipe", "both"])
+@pytest.mark.parametrize("steps", [0, 7])
+def test_a_state_read_back_names_all_its_options(tiny_base, moments, config_of, tmp_path, method, steps):
+    base, editor = tiny_base("gpt2"), get_editor(method)
+    options = config_of(method)
+    (options if method == "recipe" else options["recipe"])["tuning_steps"] = steps
+    state = editor.start(base, options, moments("gpt2"))
+    editor.save(state, tmp_path)
+    read = editor.load(tmp_path, base, moments("gpt2"))
+    told = read.config.to_dict()
+    assert (read.digest, told) == (state.digest, state.config.to_dict())
+    assert (told if method == "recipe" else told["recipe"])["tuning_steps"] == steps

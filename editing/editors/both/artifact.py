@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from editing.editors.both.config import BothConfig
 from editing.editors.both.state import FORMAT, METHOD, BothState
 from editing.editors.coachhook import CoachHook
 from editing.editors.identity import complete, require_format, require_unaltered
-from editing.editors.recipe import Recipe, RecipeConfig
+from editing.editors.recipe import Recipe
 from editing.errors import StateError
 from editing.models import BaseModel
 from editing.statistics import SecondMoments
@@ -40,9 +39,8 @@ def load(folder: Path, base: BaseModel, statistics: SecondMoments | None = None)
     content = read_json(folder / "state.json", StateError)
     require_format(content, folder, method=METHOD, format=FORMAT)
     with complete(folder):
-        told = content["config"]
         state = BothState(
-            config=replace(BothConfig.from_dict(told), recipe=RecipeConfig.of_state(told["recipe"])),
+            config=BothConfig.of_state(content["config"]),
             parent=content["parent"],
             coachhook=CoachHook().load(folder / "coachhook", base, statistics),
             recipe=Recipe().load(folder / "recipe", base),

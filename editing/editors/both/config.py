@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, get_args
 
 from editing.editors.coachhook import CoachHookConfig
@@ -70,3 +70,12 @@ class BothConfig:
                 "recipe": RecipeConfig.from_dict(content["recipe"]),
             }
         )
+
+    def to_state(self) -> dict[str, Any]:
+        """What a state is written with; see `RecipeConfig.to_state`. `of_state` is the inverse."""
+        return {**self.to_dict(), "recipe": self.recipe.to_state()}
+
+    @classmethod
+    def of_state(cls, content: Mapping[str, Any]) -> BothConfig:
+        """The config that a state was written with. Raises `ConfigError` as `from_dict` does."""
+        return replace(cls.from_dict(content), recipe=RecipeConfig.of_state(content["recipe"]))

@@ -52,7 +52,7 @@ class BothState:
         return {
             "method": METHOD,
             "format": FORMAT,
-            "config": self.config.to_dict(),
+            "config": self.config.to_state(),
             "parent": self.parent,
             "coachhook": self.coachhook.digest,
             "recipe": self.recipe.digest,

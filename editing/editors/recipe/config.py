@@ -228,15 +228,15 @@ class RecipeConfig(_Settings):
     )
     encode_batch: Annotated[int, "texts encoded in one pass"] = 256
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` is the inverse. Without tuning as states were written before there was any, so
-        that theirs keep their digests."""
-        content = _Settings.to_dict(self)
+    def to_state(self) -> dict[str, Any]:
+        """What a state is written with: `to_dict`, and without tuning what it was before there was any, so that
+        states of that time keep their digests. `of_state` is the inverse."""
+        content = self.to_dict()
         return content if self.tuning_steps else {name: content[name] for name in content if name not in TUNING}
 
     @classmethod
     def of_state(cls, content: Mapping[str, Any]) -> Self:
-        """The config that a state was written with (of `to_dict`). Raises `ConfigError` as `from_dict` does."""
+        """The config that a state was written with. Raises `ConfigError` as `from_dict` does."""
         return cls.from_dict({"tuning_steps": 0, **content})
 
     def __post_init__(self) -> None:

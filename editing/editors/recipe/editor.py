@@ -27,7 +27,7 @@ from editing.editors.recipe.retrieval import retrieve
 from editing.editors.recipe.segments import Segment
 from editing.editors.recipe.serving import Beside, Lookup, Serving
 from editing.editors.recipe.state import METHOD, RecipeState
-from editing.editors.recipe.tuning import tune_prompts
+from editing.editors.recipe.tuning import Tuning, tune_prompts
 from editing.errors import EditRefusedError, StateError
 from editing.facts import EditBatch, FactChange
 from editing.models import BaseModel
@@ -248,16 +248,13 @@ def _steering(
     if not wanting or not config.tuning_steps:
         return prompts_NPD, losses, 0
     some = [facts[row] for row in wanting]
-    tuned_MPD = tune_prompts(
-        base,
-        prompts_NPD[wanting],
-        some,
+    tuning = Tuning(
         steps=config.tuning_steps,
         rate=config.tuning_rate,
         enough=ENOUGH * config.converged_loss,
         spread=state.encoder.prompt_head.spread,
-        progress=progress,
     )
+    tuned_MPD = tune_prompts(base, prompts_NPD[wanting], some, tuning, progress)
     for row, told in zip(wanting, _losses(base, tuned_MPD, some, config), strict=True):
         losses[row] = told
     return prompts_NPD.index_copy(0, torch.tensor(wanting), tuned_MPD), losses, len(wanting)

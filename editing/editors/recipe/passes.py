@@ -28,10 +28,10 @@ def side_by_side(work: Callable[[int], Result], count: int, device: torch.device
 
     Without gradients and on a CPU, torch's threads take one piece each; else one piece follows the other.
     """
-    threads = min(torch.get_num_threads(), count)
+    whole, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
+    threads = min(whole, count)
     if threads < 2 or device.type != "cpu" or torch.is_grad_enabled():
         return [work(index) for index in range(count)]
-    whole, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
 
     def alone(index: int) -> Result:
         with torch.inference_mode(inference), torch.no_grad():  # in this order: the first would turn gradients on

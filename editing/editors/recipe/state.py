@@ -64,7 +64,7 @@ class RecipeState:
         return {
             "method": METHOD,
             "format": FORMAT,
-            "config": self.config.to_dict(),
+            "config": self.config.to_state(),
             "base": {
                 "model_id": self.model_id,
                 "revision": self.revision,

@@ -10,6 +10,7 @@ Shapes: N facts, P prompt tokens, D width of the language model, L target tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,63 +25,61 @@ from editing.models import BaseModel
 FIRST, SECOND = 0.9, 0.999  # how much of its moments a step keeps
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """`steps` at most, each about `rate` long per component, in units of `spread`, that of the word embeddings; a
+    prompt is done when its loss is below `enough` nats per token."""
+
+    steps: int
+    rate: float
+    enough: float
+    spread: float
+
+
 def tune_prompts(
     base: BaseModel,
     prompts_NPD: Tensor,
     facts: Sequence[FactChange],
-    *,
-    steps: int,
-    rate: float,
-    enough: float,
-    spread: float,
+    tuning: Tuning,
     progress: Progress | None = None,
 ) -> Tensor:
-    """The prompts `[N, P, D]` after at most `steps` steps, each with the lowest loss that it had.
+    """The prompts `[N, P, D]` after at most `tuning.steps` steps, each with the lowest loss that it had.
 
-    The loss is nats per token of the fact's target behind its own question, and a prompt is done below `enough`. A
+    The loss is nats per token of the fact's target behind its own question. A
     step is one of Adam (arXiv 1412.6980) with one second moment per prompt, the mean over its components: where
     Adam would move a component that hardly matters as far as any other, by the sign of what may be rounding, this one
-    moves it little, so that a prompt does not depend on which others are tuned beside it. The step's length is about
-    `rate` per component, in units of `spread`, that of the word embeddings.
+    moves it little, so that a prompt does not depend on which others are tuned beside it.
     """
     parts = []
     for begin in range(0, len(facts), ROWS_PER_PASS):
         end = min(begin + ROWS_PER_PASS, len(facts))
-        parts.append(_tuned(base, prompts_NPD[begin:end], facts[begin:end], steps, rate, enough, spread))
+        parts.append(_tuned(base, prompts_NPD[begin:end], facts[begin:end], tuning))
         if progress is not None:
             progress("prompts tuned", end, len(facts))
     return torch.cat(parts) if parts else prompts_NPD
 
 
-def _tuned(
-    base: BaseModel,
-    prompts_NPD: Tensor,
-    facts: Sequence[FactChange],
-    steps: int,
-    rate: float,
-    enough: float,
-    spread: float,
-) -> Tensor:
+def _tuned(base: BaseModel, prompts_NPD: Tensor, facts: Sequence[FactChange], tuning: Tuning) -> Tensor:
     """`tune_prompts` of facts that share a pass."""
     with torch.inference_mode(False), torch.enable_grad():
         asked = AskedRows.targets(base, [fact.question for fact in facts], [fact.target for fact in facts])
         labels_L = asked.label.to(base.device)
-        units_NPD = (prompts_NPD.to(base.device).float() / spread).clone()
+        units_NPD = (prompts_NPD.to(base.device).float() / tuning.spread).clone()
         best_NPD, lowest_N = units_NPD.clone(), torch.full((len(facts),), torch.inf, device=base.device)
         momentum_NPD, square_N11 = torch.zeros_like(units_NPD), units_NPD.new_zeros(len(facts), 1, 1)
-        for step in range(steps + 1):
+        for step in range(tuning.steps + 1):
             units_NPD.requires_grad_()
-            logits_LV = asked.logits(base, units_NPD * spread)
+            logits_LV = asked.logits(base, units_NPD * tuning.spread)
             nats_N = asked.mean_by_row(cross_entropy(logits_LV, labels_L, reduction="none"))
             better_N = nats_N.detach() < lowest_N
             lowest_N = torch.where(better_N, nats_N.detach(), lowest_N)
             best_NPD = torch.where(better_N[:, None, None], units_NPD.detach(), best_NPD)
-            if step == steps or bool((lowest_N < enough).all()):
+            if step == tuning.steps or bool((lowest_N < tuning.enough).all()):
                 break
             (slope_NPD,) = torch.autograd.grad(nats_N.sum(), units_NPD)
             momentum_NPD = FIRST * momentum_NPD + (1 - FIRST) * slope_NPD
             square_N11 = SECOND * square_N11 + (1 - SECOND) * slope_NPD.square().mean((1, 2), keepdim=True)
             mean_NPD = momentum_NPD / (1 - FIRST ** (step + 1))
             size_N11 = (square_N11 / (1 - SECOND ** (step + 1))).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-            units_NPD = (units_NPD - rate * mean_NPD / size_N11).detach()
-    return (best_NPD * spread).to(prompts_NPD)
+            units_NPD = (units_NPD - tuning.rate * mean_NPD / size_N11).detach()
+    return (best_NPD * tuning.spread).to(prompts_NPD)
