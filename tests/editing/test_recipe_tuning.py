@@ -8,7 +8,7 @@ import torch
 
 from editing.editors import get_editor
 from editing.editors.recipe.editor import encode_facts
-from editing.editors.recipe.prompted import target_losses
+from editing.editors.recipe.prompted import AskedRows, target_losses
 from editing.editors.recipe.tuning import Tuning, tune_prompts
 from editing.facts import EditBatch
 
@@ -25,9 +25,8 @@ def strangers(fact):
     return [fact(place, "Vance", prompt="The mayor of {} is") for place in ("Lyon", "Quito", "Oslo", "Turin")]
 
 
-def nats_of(base, prompts, facts):
-    told = target_losses(base, prompts, [fact.question for fact in facts], [fact.target for fact in facts], 64)
-    return torch.tensor([nats for nats, _ in told])
+def told_of(base, prompts, facts):
+    return target_losses(base, prompts, [fact.question for fact in facts], [fact.target for fact in facts], 64)
 
 
 def test_a_fact_that_the_encoder_never_met_is_said_after_tuning(tiny_base, edited, strangers):
@@ -46,7 +45,7 @@ def test_a_prompt_that_is_right_stays_the_encoders(tiny_base, edited, batches, s
     base, start = tiny_base("gpt2"), edited("recipe", 0)
     facts = [*batches[0].facts, *strangers]
     made = encode_facts(start, facts).prompts
-    told = target_losses(base, made, [fact.question for fact in facts], [fact.target for fact in facts], 64)
+    told = told_of(base, made, facts)
     right = [said and nats < start.config.converged_loss for nats, said in told]
     assert any(right)
     config = dataclasses.replace(start.config, tuning_steps=20, tuning_rate=1.0)
@@ -73,9 +72,27 @@ def test_more_steps_are_never_worse_and_none_changes_nothing(tiny_base, edited, 
     prompts = encode_facts(start, strangers).prompts
     tuned = [tune_prompts(base, prompts, strangers, tuning(start, n)) for n in (0, 5, 10, 20)]
     torch.testing.assert_close(tuned[0], prompts)
-    nats = [nats_of(base, each, strangers) for each in tuned]
-    assert all(bool((later <= earlier + 1e-6).all()) for earlier, later in itertools.pairwise(nats))
-    assert bool((nats[-1] < nats[0]).all())
+    told = [told_of(base, each, strangers) for each in tuned]
+    for earlier, later in itertools.pairwise(told):
+        for (nats, said), (nats_then, said_then) in zip(earlier, later, strict=True):
+            assert said_then > said or (said_then == said and nats_then <= nats + 1e-6)
+    assert all(last < first for (first, _), (last, _) in zip(told[0], told[-1], strict=True))
+
+
+def test_a_prompt_that_says_its_target_is_not_lost_for_one_with_a_lower_loss(tiny_base, edited, fact):
+    base, start = tiny_base("gpt2"), edited("recipe", 0)
+    width = base.model.get_input_embeddings().embedding_dim
+    prompts = 0.5 * torch.randn(8000, 3, width, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        next_token = AskedRows.ends(base, ["The mayor of Lyon is"] * len(prompts)).logits(base, prompts).argmax(-1)
+    words = [base.tokenizer.decode(token) for token in next_token]
+    kept = [row for row, word in enumerate(words) if word[0] == " " and word[1:].isalpha()]
+    facts = [fact("Lyon", words[row].strip(), prompt="The mayor of {} is") for row in kept]
+    assert len(facts) > 5
+    assert all(said for _, said in told_of(base, prompts[kept], facts))
+    for rate in (0.5, 5.0):
+        one_step = dataclasses.replace(tuning(start, 1), rate=rate)
+        assert all(said for _, said in told_of(base, tune_prompts(base, prompts[kept], facts, one_step), facts))
 
 
 @pytest.mark.parametrize("method", ["recipe", "both"])

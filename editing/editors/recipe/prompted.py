@@ -66,6 +66,12 @@ class AskedRows:
         rows = len(self.ids)
         return values_L.new_zeros(rows).index_add(0, row_L, values_L) / row_L.bincount(minlength=rows)
 
+    def read(self, logits_LV: Tensor) -> tuple[Tensor, Tensor]:
+        """What `logits` tell of each row's labels: mean nats per token `[B]`, and whether each is the argmax `[B]`."""
+        label_L = self.label.to(logits_LV.device)
+        nats_B = self.mean_by_row(cross_entropy(logits_LV, label_L, reduction="none"))
+        return nats_B, self.mean_by_row((logits_LV.argmax(-1) == label_L).float()) == 1
+
     def _part(self, rows: Sequence[int], asked: Tensor) -> AskedRows:
         """These rows, with the places `asked` of theirs."""
         place = {row: index for index, row in enumerate(rows)}
@@ -99,8 +105,6 @@ def target_losses(
     for begin in range(0, len(questions), batch):
         end = begin + batch
         asked = AskedRows.targets(base, questions[begin:end], targets[begin:end])
-        logits_LV = asked.logits(base, prompts_NPD[begin:end]).cpu()
-        nats_B = asked.mean_by_row(cross_entropy(logits_LV, asked.label, reduction="none"))
-        right_B = asked.mean_by_row((logits_LV.argmax(-1) == asked.label).float()) == 1
+        nats_B, right_B = asked.read(asked.logits(base, prompts_NPD[begin:end]).cpu())
         results += zip(nats_B.tolist(), right_B.tolist(), strict=True)
     return results

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from editing.editors.base import Progress
 from editing.editors.recipe.passes import ROWS_PER_PASS
@@ -28,7 +27,7 @@ FIRST, SECOND = 0.9, 0.999  # how much of its moments a step keeps
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
     """`steps` at most, each about `rate` long per component, in units of `spread`, that of the word embeddings; a
-    prompt is done when its loss is below `enough` nats per token."""
+    prompt is done when it says its target with a loss below `enough` nats per token."""
 
     steps: int
     rate: float
@@ -43,9 +42,10 @@ def tune_prompts(
     tuning: Tuning,
     progress: Progress | None = None,
 ) -> Tensor:
-    """The prompts `[N, P, D]` after at most `tuning.steps` steps, each with the lowest loss that it had.
+    """The prompts `[N, P, D]` after at most `tuning.steps` steps, each the best that it was: one that says its target
+    before one that does not, then the one with the lower loss.
 
-    The loss is nats per token of the fact's target behind its own question. A
+    To say a target is to have each of its tokens as the argmax. The loss is nats per token of the fact's target behind its own question. A
     step is one of Adam (arXiv 1412.6980) with one second moment per prompt, the mean over its components: where
     Adam would move a component that hardly matters as far as any other, by the sign of what may be rounding, this one
     moves it little, so that a prompt does not depend on which others are tuned beside it.
@@ -63,18 +63,18 @@ def _tuned(base: BaseModel, prompts_NPD: Tensor, facts: Sequence[FactChange], tu
     """`tune_prompts` of facts that share a pass."""
     with torch.inference_mode(False), torch.enable_grad():
         asked = AskedRows.targets(base, [fact.question for fact in facts], [fact.target for fact in facts])
-        labels_L = asked.label.to(base.device)
         units_NPD = (prompts_NPD.to(base.device).float() / tuning.spread).clone()
         best_NPD, lowest_N = units_NPD.clone(), torch.full((len(facts),), torch.inf, device=base.device)
+        said_N = torch.zeros_like(lowest_N, dtype=torch.bool)
         momentum_NPD, square_N11 = torch.zeros_like(units_NPD), units_NPD.new_zeros(len(facts), 1, 1)
         for step in range(tuning.steps + 1):
             units_NPD.requires_grad_()
-            logits_LV = asked.logits(base, units_NPD * tuning.spread)
-            nats_N = asked.mean_by_row(cross_entropy(logits_LV, labels_L, reduction="none"))
-            better_N = nats_N.detach() < lowest_N
+            nats_N, says_N = asked.read(asked.logits(base, units_NPD * tuning.spread))
+            better_N = torch.where(says_N == said_N, nats_N.detach() < lowest_N, says_N)
             lowest_N = torch.where(better_N, nats_N.detach(), lowest_N)
+            said_N = said_N | says_N
             best_NPD = torch.where(better_N[:, None, None], units_NPD.detach(), best_NPD)
-            if step == tuning.steps or bool((lowest_N < tuning.enough).all()):
+            if step == tuning.steps or bool((said_N & (lowest_N < tuning.enough)).all()):
                 break
             (slope_NPD,) = torch.autograd.grad(nats_N.sum(), units_NPD)
             momentum_NPD = FIRST * momentum_NPD + (1 - FIRST) * slope_NPD
