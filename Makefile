@@ -1,11 +1,13 @@
 # The project's vocabulary. `make night` on a fresh machine needs Python 3.11 or newer and nothing else.
-.PHONY: help setup night test ui check format clean
+.PHONY: help setup night test slow ui check format clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 NIGHTS ?= 6
 BIN := .venv/bin
 READY := .venv/.ready
+# A process per core, each with files of its own; more than four servers at a time are too many for any machine.
+TEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:  ## list these targets
@@ -25,7 +27,11 @@ night: $(READY)  ## replay history on the Almanac: the first six nights, or NIGH
 	$(BIN)/errata replay --nights $(NIGHTS)
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest
+	$(TEST)
+
+slow: $(READY)  ## run the tests that take minutes each
+	$(TEST) -m slow
+	$(BIN)/python -m pytest -m speed
 
 ui: $(READY)  ## open Prefect's and MLflow's pages on what the nights left behind
 	$(BIN)/errata ui

@@ -1,6 +1,8 @@
+import dataclasses
+
 import pytest
 
-from editing.bench.coachhook_speed import CONTEXTS, example_config, example_facts, measure_speed
+from editing.bench.coachhook_speed import CONTEXTS, example_config, example_facts, gpt2_small_shape, measure_speed
 from editing.editors.coachhook import CoachHookConfig
 from editing.errors import ConfigError
 
@@ -16,9 +18,11 @@ def test_both_ways_end_at_the_same_loss(tiny_base):
         measure_speed(tiny_base("gpt2"), example_facts(4), config, batch=8, alone=2)
 
 
-@pytest.mark.slow
+@pytest.mark.speed
+@pytest.mark.timeout(1200)
 def test_speed_on_gpt2_smalls_shape():
-    result = measure_speed()
+    base = gpt2_small_shape()
+    result = measure_speed(base, config=dataclasses.replace(example_config(base), max_steps=10), alone=2)
     assert result["loss_difference"] < 0.02
     assert result["speedup"] >= 8
     assert result["inference_ratio"] <= 1.3
