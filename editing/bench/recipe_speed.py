@@ -52,6 +52,7 @@ def measure_recipe_speed(
     sizes: Sequence[int] = (100_000, 1_000_000),
     added: int = 1_100,
     crowd: int = 10_000,
+    trials: int = 7,
     shapes: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -61,18 +62,18 @@ def measure_recipe_speed(
     of `measure_retrieval`; with other `sizes` they are named by those, and so is `open_s_1m` (seconds).
     `append_ms` and `append_bytes` are those of `NIGHT` facts more, on disk. `generation_overhead` is the
     base's; `inference` holds also, with `shapes`, that of a model of GPT-2 small's shape. `layers` are
-    those that CoachHooK would edit.
+    those that CoachHooK would edit; each generation is timed `trials` times.
     """
     start = Recipe().start(base, config)
     first = list(islice(facts, added))
     found: dict[str, Any] = measure_adding(base, start, first, batch=min(256, added // 2))
     state = fill(start, chain(first, facts), crowd, progress)
     asked = [fact.question for fact in state.repository.facts(range(0, crowd, crowd // PROMPTS))]
-    inference = {base.model_id: measure_generation(base, with_index(state), layers, asked)}
+    inference = {base.model_id: measure_generation(base, with_index(state), layers, asked, trials)}
     if shapes:
         shaped, full = shaped_like_gpt2(state.repository.facts())
         edited = example_config(shaped).layers
-        inference[shaped.model_id] = measure_generation(shaped, full, edited, asked[:2], trials=2)
+        inference[shaped.model_id] = measure_generation(shaped, full, edited, asked[:2], min(trials, 2))
     retrieval = []
     for size in sorted(sizes):
         state = fill(state, facts, size, progress)
@@ -246,11 +247,11 @@ def _exact_rows(repository: Repository, queries_QR: torch.Tensor) -> np.ndarray:
 
 
 def measure_generation(
-    base: BaseModel, state: RecipeState, layers: Sequence[int], prompts: Sequence[str], *, trials: int = 7
+    base: BaseModel, state: RecipeState, layers: Sequence[int], prompts: Sequence[str], trials: int
 ) -> dict[str, float]:
     """Seconds of a 64-token generation for one prompt: the base's, CoachHooK's with hooks on `layers`, RECIPE's.
 
-    Medians over `prompts`, interleaved so that the machine's other work meets all three alike.
+    Medians over `prompts`, each `trials` times, interleaved so that the machine's other work meets all three alike.
     `generation_overhead` is RECIPE's time over the base's, less one.
     """
     ways: dict[str, Callable[[], AbstractContextManager[Any]]] = {

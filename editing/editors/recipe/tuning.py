@@ -45,10 +45,10 @@ def tune_prompts(
     """The prompts `[N, P, D]` after at most `tuning.steps` steps, each the best that it was: one that says its target
     before one that does not, then the one with the lower loss.
 
-    To say a target is to have each of its tokens as the argmax. The loss is nats per token of the fact's target behind its own question. A
-    step is one of Adam (arXiv 1412.6980) with one second moment per prompt, the mean over its components: where
-    Adam would move a component that hardly matters as far as any other, by the sign of what may be rounding, this one
-    moves it little, so that a prompt does not depend on which others are tuned beside it.
+    To say a target is to have each of its tokens as the argmax. The loss is nats per token of the fact's target behind
+    its own question. A step is one of Adam (arXiv 1412.6980) with one second moment per prompt, the mean over its
+    components: where Adam would move a component that hardly matters as far as any other, by the sign of what may be
+    rounding, this one moves it little, so that a prompt does not depend on which others are tuned beside it.
     """
     parts = []
     for begin in range(0, len(facts), ROWS_PER_PASS):
