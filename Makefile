@@ -6,7 +6,7 @@ PYTHON ?= python3
 NIGHTS ?= 6
 BIN := .venv/bin
 READY := .venv/.ready
-# A process per core, each with files of its own; more than four servers at a time are too many for any machine.
+# A process per core, each with files of its own; four at most, since each starts servers of its own.
 TEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 

@@ -19,7 +19,6 @@ def test_both_ways_end_at_the_same_loss(tiny_base):
 
 
 @pytest.mark.speed
-@pytest.mark.timeout(1200)
 def test_speed_on_gpt2_smalls_shape():
     base = gpt2_small_shape()
     result = measure_speed(base, config=dataclasses.replace(example_config(base), max_steps=10), alone=2)

@@ -104,8 +104,8 @@ def test_the_fixed_threshold_parts_right_from_wrong():
 
 
 def test_speed_on_a_small_repository(base, config):
-    sizes = {"sizes": (2_000, 4_000), "added": 80, "crowd": 200, "trials": 1, "shapes": False}
-    found = measure_recipe_speed(base, config, filling_stream(WORLD), layers=(1,), **sizes)
+    small = {"sizes": (2_000, 4_000), "added": 80, "crowd": 200, "trials": 1, "shapes": False}
+    found = measure_recipe_speed(base, config, filling_stream(WORLD), layers=(1,), **small)
     assert set(found["adding"]) == {"encoded", "applied", "saved"}
     assert all(way["speedup"] > 1 for way in found["adding"].values())
     assert found["add_speedup"] == found["adding"]["encoded"]["speedup"]

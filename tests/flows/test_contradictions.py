@@ -78,7 +78,6 @@ def two_ended(tiny_model, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_gate_finds_a_contradiction_through_an_inverse_that_nobody_declared(
     home, two_ended, change, feed, monkeypatch
 ):

@@ -185,7 +185,6 @@ def test_a_search_that_is_killed_at_every_step_ends_like_an_unbroken_one(survive
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.skipif(not (MODEL / "config.json").is_file(), reason="the Almanac's model is not in this checkout")
 def test_the_almanacs_poisoned_row_is_found(tmp_path, server, monkeypatch):
     monkeypatch.chdir(tmp_path)

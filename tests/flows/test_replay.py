@@ -36,7 +36,6 @@ def test_another_models_workspace_is_left_alone(home):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.skipif(not (MODEL / "config.json").is_file(), reason="the Almanac's model is not in this checkout")
 def test_the_almanac_learns_who_holds_the_office_now(tmp_path, server, monkeypatch):
     monkeypatch.chdir(tmp_path)

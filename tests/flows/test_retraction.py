@@ -76,7 +76,6 @@ def test_what_is_taken_back_uncovers_the_older_fact_and_nothing_else_happens(two
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_feed_that_names_no_target_takes_back_everything_said_before(two_nights, change, feed):
     space = two_nights
     feed(space, "march", change("Arden", "", "2018-03-01", operation=Operation.RETRACT, target_old=None))
@@ -101,7 +100,6 @@ def test_a_feed_that_names_no_target_takes_back_everything_said_before(two_night
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_retraction_that_was_killed_is_carried_out_by_the_next_night(two_nights, server):
     space = two_nights
     newer = id_of(space, "Arden", "Gia Reed")

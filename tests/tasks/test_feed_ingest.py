@@ -484,7 +484,7 @@ def test_whatever_a_row_holds_it_is_either_a_fact_or_kept_with_a_reason(rows: li
         assert all(kept[name] == value for name, value in sent.items() if not isinstance(value, datetime))
 
 
-MILLION, PART = 1_000_000, 100_000
+MILLION = 1_000_000
 INGEST = r"""
 import hashlib, json, re, sqlite3, sys, time
 from datetime import UTC, datetime
@@ -506,20 +506,17 @@ peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
 begun = time.process_time()
 bare = sqlite3.connect(root / "bare.db")
 bare.execute("CREATE TABLE kept (id TEXT PRIMARY KEY, content TEXT)")
-for batch in pq.ParquetFile(root / "landing" / "feed.parquet").iter_batches(10_000):
-    texts = [json.dumps(row, sort_keys=True, default=str) for row in batch.to_pylist()]
-    rows = [(hashlib.sha256(text.encode()).hexdigest(), text) for text in texts]
-    bare.executemany("INSERT INTO kept VALUES (?, ?)", rows)
-    if bare.execute("SELECT count(*) FROM kept").fetchone()[0] >= int(sys.argv[2]):
-        break
+part = next(pq.ParquetFile(root / "landing" / "feed.parquet").iter_batches(100_000))
+texts = [json.dumps(row, sort_keys=True, default=str) for row in part.to_pylist()]
+rows = [(hashlib.sha256(text.encode()).hexdigest(), text) for text in texts]
+bare.executemany("INSERT INTO kept VALUES (?, ?)", rows)
 bare.commit()
-least = time.process_time() - begun
+least = (time.process_time() - begun) * report.accepted / len(rows)
 print(report.accepted, wall, busy, least, int(peak[1]) / 2**20)
 """
 
 
 @pytest.mark.speed
-@pytest.mark.timeout(1200)
 def test_a_million_rows_in_a_gibibyte_and_a_few_times_what_they_cost_at_least(tmp_path: Path) -> None:
     one = row(target_old="Theresa May", rephrases=["Who governs {}?", "{} is governed by"])
     table = pa.concat_tables([pa.Table.from_pylist([one] * 1000, schema=SCHEMA)] * (MILLION // 1000))
@@ -527,10 +524,10 @@ def test_a_million_rows_in_a_gibibyte_and_a_few_times_what_they_cost_at_least(tm
     (tmp_path / "landing").mkdir()
     path = tmp_path / "landing" / "feed.parquet"
     pq.write_table(table.set_column(2, SCHEMA.field("subject"), subjects), path, row_group_size=MILLION)
-    command = [sys.executable, "-c", INGEST, str(tmp_path), str(PART)]
+    command = [sys.executable, "-c", INGEST, str(tmp_path)]
     done = subprocess.run(command, check=True, env=dict(os.environ), capture_output=True, text=True)
     accepted, wall, busy, least, gibibytes = (float(value) for value in done.stdout.split())
-    times = busy / (least * MILLION / PART)
+    times = busy / least
     print(
         f"{MILLION / wall:,.0f} rows a second, {wall:.0f} s ({busy:.0f} s of it computing, {times:.1f} times the "
         f"least), {gibibytes:.2f} GiB at most"

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from editing.editors.base import Progress
 from editing.editors.recipe.checkpoints import (
@@ -155,5 +154,4 @@ def _nats(base: BaseModel, prompts_BPD: Tensor, edits: Sequence[MetaEdit], rng: 
     """Mean nats per target token of two queries of each edit, first one of every edit, behind their prompts."""
     texts = [rng.choice(edit.queries) for _ in range(2) for edit in edits]
     asked = AskedRows.targets(base, texts, [edit.target for _ in range(2) for edit in edits])
-    nats_L = cross_entropy(asked.logits(base, prompts_BPD), asked.label.to(base.device), reduction="none")
-    return asked.mean_by_row(nats_L).mean()
+    return asked.nats(asked.logits(base, prompts_BPD)).mean()

@@ -66,11 +66,13 @@ class AskedRows:
         rows = len(self.ids)
         return values_L.new_zeros(rows).index_add(0, row_L, values_L) / row_L.bincount(minlength=rows)
 
-    def read(self, logits_LV: Tensor) -> tuple[Tensor, Tensor]:
-        """What `logits` tell of each row's labels: mean nats per token `[B]`, and whether each is the argmax `[B]`."""
-        label_L = self.label.to(logits_LV.device)
-        nats_B = self.mean_by_row(cross_entropy(logits_LV, label_L, reduction="none"))
-        return nats_B, self.mean_by_row((logits_LV.argmax(-1) == label_L).float()) == 1
+    def nats(self, logits_LV: Tensor) -> Tensor:
+        """Mean nats per label of each row, `[B]`."""
+        return self.mean_by_row(cross_entropy(logits_LV, self.label.to(logits_LV.device), reduction="none"))
+
+    def said(self, logits_LV: Tensor) -> Tensor:
+        """Whether every label of a row is the argmax, `[B]`."""
+        return self.mean_by_row((logits_LV.argmax(-1) == self.label.to(logits_LV.device)).float()) == 1
 
     def _part(self, rows: Sequence[int], asked: Tensor) -> AskedRows:
         """These rows, with the places `asked` of theirs."""
@@ -105,6 +107,6 @@ def target_losses(
     for begin in range(0, len(questions), batch):
         end = begin + batch
         asked = AskedRows.targets(base, questions[begin:end], targets[begin:end])
-        nats_B, right_B = asked.read(asked.logits(base, prompts_NPD[begin:end]).cpu())
-        results += zip(nats_B.tolist(), right_B.tolist(), strict=True)
+        logits_LV = asked.logits(base, prompts_NPD[begin:end]).cpu()
+        results += zip(asked.nats(logits_LV).tolist(), asked.said(logits_LV).tolist(), strict=True)
     return results

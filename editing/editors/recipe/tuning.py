@@ -69,7 +69,8 @@ def _tuned(base: BaseModel, prompts_NPD: Tensor, facts: Sequence[FactChange], tu
         momentum_NPD, square_N11 = torch.zeros_like(units_NPD), units_NPD.new_zeros(len(facts), 1, 1)
         for step in range(tuning.steps + 1):
             units_NPD.requires_grad_()
-            nats_N, says_N = asked.read(asked.logits(base, units_NPD * tuning.spread))
+            logits_LV = asked.logits(base, units_NPD * tuning.spread)
+            nats_N, says_N = asked.nats(logits_LV), asked.said(logits_LV)
             better_N = torch.where(says_N == said_N, nats_N.detach() < lowest_N, says_N)
             lowest_N = torch.where(better_N, nats_N.detach(), lowest_N)
             said_N = said_N | says_N
