@@ -10,7 +10,7 @@ from editing.bench.suite_edits import SuiteEdits, bench_suite
 from editing.errors import SuiteError
 from editing.evals.compare import Comparison, compare
 from editing.evals.harness import Agreement, agreements
-from editing.evals.report import EvalReport
+from editing.evals.report import EvalReport, SuiteRecord
 from editing.evals.suite import evaluate
 from tasks.champion.choose import digest_of
 from tasks.progress import reporter
@@ -29,8 +29,8 @@ def evaluate_version(space: Workspace, version: str | int, only: Collection[str]
 
 def compared(space: Workspace, candidate: EvalReport, reference: EvalReport) -> list[Comparison]:
     """Every metric of two reports, paired item by item, with the policy's margins where it has some."""
-    policy = space.settings.gate.policy
-    given = {**policy.get("base_margins", {}), **policy.get("champion_margins", {})}
+    tables = (space.settings.gate.policy.get(name) or {} for name in ("base_margins", "champion_margins"))
+    given = {metric: margin for table in tables for metric, margin in table.items() if margin is not False}
     margins = {name: given.get(name, 0.05) for name in candidate.metrics}
     return list(compare(candidate, reference, margins).values())
 
@@ -78,7 +78,7 @@ def metric_rows(report: EvalReport) -> list[dict[str, Any]]:
 
 
 def speed_rows(report: EvalReport) -> list[dict[str, Any]]:
-    """Time and rows of every suite of a report."""
+    """Time and rows of every suite of a report; the rate counts what was run, not what was remembered."""
     whole = report.seconds or 1.0
     return [
         {
@@ -89,11 +89,18 @@ def speed_rows(report: EvalReport) -> list[dict[str, Any]]:
             "rows asked": record.asked,
             "rows run": record.computed,
             "seconds": record.seconds,
-            "items per second": record.items / record.seconds if record.seconds else 0.0,
+            "items per second": _rate(record),
             "share": record.seconds / whole,
         }
         for name, record in report.suites.items()
     ]
+
+
+def _rate(record: SuiteRecord) -> float | None:
+    """Items a second, of the share of their rows that was run; None where none was."""
+    if not (record.seconds and record.computed and record.asked):
+        return None
+    return record.items * record.computed / record.asked / record.seconds
 
 
 def as_rows(found: Sequence[Any]) -> list[dict[str, Any]]:

@@ -181,7 +181,10 @@ class EvaluationSettings(Section):
 class GateSettings(Section):
     """The policy that decides promotion (fields of `editing.evals.policy.Policy`), and what a failure may cost."""
 
-    policy: dict[str, Any] = Field(default_factory=dict, description="Overrides of the default policy.")
+    policy: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Additions to the default policy; false takes away a limit, or a table of them.",
+    )
     approval: Literal["auto", "manual"] = Field(
         "auto", description="auto: what passes the gate is promoted; manual: a person approves it first."
     )

@@ -1,12 +1,16 @@
 """Is the candidate worse than the reference? Paired, per-item, one-sided answers.
 
-Two questions are asked of every metric, because "not shown to be worse" is not "shown to be no worse":
+Three questions are asked of every metric, because "not shown to be worse" is not "shown to be no worse":
 
-- *inferior*: H0 "no drop". Right/wrong items: the exact McNemar test (McNemar 1947), which is a
+- *worse*: H0 "no drop". Right/wrong items: the exact McNemar test (McNemar 1947), which is a
   sign test on the items where the two disagree. Means: a paired bootstrap of the difference.
-- *non-inferior* to a margin: H0 "the drop is at least the margin". Right/wrong items: the score
-  test of Tango (Statistics in Medicine 17:891, 1998), which stays valid when few or no
-  items disagree. Means: the same bootstrap.
+- *inferior*: H0 "the drop is at most the margin". Right/wrong items: the score test of Tango (Statistics in
+  Medicine 17:891, 1998), which stays valid when few or no items disagree. Means: the same bootstrap.
+- *non-inferior*: H0 "the drop is at least the margin", by the same tests from the other side.
+
+Items of one record are not independent (the ten neighbourhood prompts of a CounterFact record stand and fall together).
+Right/wrong counts are divided by the design effect of the records (Rao and Scott, Biometrics 48:577, 1992), the
+bootstrap draws whole records.
 
 Saying that something is worse when many metrics are looked at needs a correction (`holm`).
 Promotion needs every metric to be non-inferior, an intersection-union test, which needs none
@@ -31,6 +35,8 @@ BOOTSTRAP_SAMPLES = 4000
 MCNEMAR, BOOTSTRAP = "McNemar exact / Tango score", "paired bootstrap"
 _BOOTSTRAP_CELLS = 4_000_000  # counts held at once while drawing
 _EXAMPLES = 5
+FEWEST_RECORDS = 5  # of 4 records without a drop, 1 of 16 draws says as much: nothing is shown at a level of 0.05
+_FEW_DISCORDANT = 10  # records that disagree, below which their likeness cannot be told and is taken to be whole
 K = TypeVar("K", bound=Hashable)
 
 
@@ -40,8 +46,9 @@ class Comparison:
 
     `drop` is reference minus candidate (positive: worse); `drop_bound` its one-sided upper
     confidence bound at level `1 - alpha`. `losses` and `gains` count items scored lower and higher
-    than the reference. `p_inferior` is Holm-adjusted where several metrics were compared.
-    `detectable` is the smallest drop that the test would find with the stated power.
+    than the reference. `p_inferior` is of "no drop", `p_beyond` of "the drop is at most the margin"; both are
+    Holm-adjusted where several metrics were compared. `detectable` is the smallest drop that the test would find with
+    the stated power. `records` is how many records the items come from.
     """
 
     metric: str
@@ -58,22 +65,28 @@ class Comparison:
     gains: int
     detectable: float
     lost_items: tuple[str, ...]
+    p_beyond: float | None = None  # None in verdicts of before it was tested
+    records: int | None = None
 
     def is_non_inferior(self, alpha: float) -> bool:
         """Whether the drop is shown to be below the margin."""
         return self.p_non_inferior < alpha
 
     def is_inferior(self, alpha: float) -> bool:
-        """Whether a drop is shown, and the observed one is beyond the margin."""
-        return self.p_inferior < alpha and self.drop > self.margin
+        """Whether the drop is shown to be beyond the margin."""
+        return (self.p_inferior if self.p_beyond is None else self.p_beyond) < alpha and self.drop > self.margin
 
 
-def mcnemar(losses: int, gains: int) -> float:
-    """Exact one-sided p-value of "no drop": P(X >= losses), X ~ Binomial(losses + gains, 1/2)."""
+def mcnemar(losses: float, gains: float) -> float:
+    """Exact one-sided p-value of "no drop": P(X >= losses), X ~ Binomial(losses + gains, 1/2).
+
+    Counts that a design effect has made fractions are rounded against the finding: losses down, gains up.
+    """
+    losses, gains = math.floor(losses + 1e-9), math.ceil(gains - 1e-9)
     return float(binom.sf(losses - 1, losses + gains, 0.5)) if losses + gains else 1.0
 
 
-def _tango_z(losses: int, gains: int, n: int, drop: float) -> float:
+def _tango_z(losses: float, gains: float, n: float, drop: float) -> float:
     """Score statistic of "the drop is `drop`": negative when fewer items were lost than that.
 
     The nuisance parameter, the share of gains, is its maximum-likelihood estimate given the drop.
@@ -88,12 +101,17 @@ def _tango_z(losses: int, gains: int, n: int, drop: float) -> float:
     return excess / math.sqrt(variance)
 
 
-def tango(losses: int, gains: int, n: int, margin: float) -> float:
+def tango(losses: float, gains: float, n: float, margin: float) -> float:
     """One-sided p-value of "the drop is at least `margin`" for `n` paired right/wrong items."""
     return float(norm.cdf(_tango_z(losses, gains, n, margin)))
 
 
-def tango_bound(losses: int, gains: int, n: int, alpha: float) -> float:
+def tango_beyond(losses: float, gains: float, n: float, margin: float) -> float:
+    """One-sided p-value of "the drop is at most `margin`"; 1 where the observed drop is."""
+    return float(norm.sf(_tango_z(losses, gains, n, margin))) if losses - gains > n * margin else 1.0
+
+
+def tango_bound(losses: float, gains: float, n: float, alpha: float) -> float:
     """Upper confidence bound of the drop at level `1 - alpha`: the margin where `tango` gives `alpha`."""
     observed, z = (losses - gains) / n, norm.ppf(alpha)
     top = 1 - 1e-9
@@ -103,13 +121,47 @@ def tango_bound(losses: int, gains: int, n: int, alpha: float) -> float:
     return float(brentq(lambda drop: _tango_z(losses, gains, n, drop) - z, low, top)) if low < top else 1.0
 
 
-def bootstrap(drops: Sequence[float], *, seed: int, samples: int = BOOTSTRAP_SAMPLES) -> np.ndarray:
-    """Means `[samples]` of paired drops drawn with replacement (Efron 1979); the same seed gives the same."""
-    values, counts = np.unique(np.asarray(drops, dtype=np.float64), return_counts=True)
-    n, rng = counts.sum(), np.random.default_rng(seed)
-    chunk = max(1, _BOOTSTRAP_CELLS // len(values))
+def design_effect(drops: Sequence[float], records: Sequence[Hashable]) -> float:
+    """How many times the variance of the mean drop grows because items of one record go together; at least 1.
+
+    Estimated from the records' summed residuals, and at most what wholly like items would give. Where too few records
+    disagree to tell, or none does, the items of a record count as wholly alike.
+    """
+    residuals_N = np.asarray(drops, dtype=np.float64) - math.fsum(drops) / len(drops)
+    _, index_N = np.unique([str(record) for record in records], return_inverse=True)
+    sizes_R = np.bincount(index_N)
+    most = float((sizes_R**2).sum() / sizes_R.sum())
+    discordant = np.count_nonzero(np.bincount(index_N, weights=np.abs(np.asarray(drops, dtype=np.float64))))
+    if most == 1 or discordant < _FEW_DISCORDANT:
+        return most
+    sums_R, n = np.bincount(index_N, weights=residuals_N), len(residuals_N)
+    between = (sums_R**2).sum() * len(sizes_R) / (len(sizes_R) - 1)
+    within = (residuals_N**2).sum() * n / (n - 1)
+    return float(min(max(between / within, 1.0), most)) if within else most
+
+
+def bootstrap(
+    drops: Sequence[float],
+    *,
+    seed: int,
+    samples: int = BOOTSTRAP_SAMPLES,
+    records: Sequence[Hashable] | None = None,
+) -> np.ndarray:
+    """Means `[samples]` of paired drops drawn with replacement (Efron 1979); the same seed gives the same.
+
+    Whole records are drawn where `records` says which each drop is of (None: each of its own).
+    """
+    values_N = np.asarray(drops, dtype=np.float64)
+    index_N = np.arange(len(values_N))
+    if records is not None:
+        _, index_N = np.unique([str(record) for record in records], return_inverse=True)
+    sums_R, sizes_R = np.bincount(index_N, weights=values_N), np.bincount(index_N).astype(np.float64)
+    kinds_K2, counts_K = np.unique(np.stack([sums_R, sizes_R], axis=1), axis=0, return_counts=True)
+    n, rng = counts_K.sum(), np.random.default_rng(seed)
+    chunk = max(1, _BOOTSTRAP_CELLS // len(kinds_K2))
     sizes = [min(chunk, samples - start) for start in range(0, samples, chunk)]
-    return np.concatenate([rng.multinomial(n, counts / n, size=size) @ values / n for size in sizes])
+    drawn = np.concatenate([rng.multinomial(n, counts_K / n, size=size) @ kinds_K2 for size in sizes])
+    return drawn[:, 0] / drawn[:, 1]
 
 
 def holm(p_values: Mapping[K, float]) -> dict[K, float]:
@@ -122,7 +174,7 @@ def holm(p_values: Mapping[K, float]) -> dict[K, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def detectable_drop(n: int, *, alpha: float, power: float, discordance: float) -> float:
+def detectable_drop(n: float, *, alpha: float, power: float, discordance: float) -> float:
     """Smallest drop that a one-sided paired test over `n` right/wrong items finds with `power`.
 
     `discordance` is the share of items on which the two models are expected to disagree anyway; a
@@ -136,14 +188,20 @@ def detectable_drop(n: int, *, alpha: float, power: float, discordance: float) -
         psi = max(discordance, drop)
         return z_alpha * math.sqrt(psi) + z_power * math.sqrt(max(psi - drop * drop, 0.0)) - math.sqrt(n) * drop
 
-    if n < 1 or shortfall(1.0) > 0:
+    if n <= 0 or shortfall(1.0) > 0:
         return 1.0
     return float(brentq(shortfall, 1e-12, 1.0))
 
 
-def detectable_shift(drops: Sequence[float], *, alpha: float, power: float) -> float:
-    """Smallest mean drop that a one-sided paired test finds with `power` when single drops scatter as these do."""
-    return float((norm.ppf(1 - alpha) + norm.ppf(power)) * np.std(drops) / math.sqrt(len(drops)))
+def detectable_shift(drops: Sequence[float], *, alpha: float, power: float, deff: float = 1.0) -> float:
+    """Smallest mean drop that a one-sided paired test finds with `power` when single drops scatter as these do.
+
+    `deff` is their design effect. 1.0, as in `detectable_drop`, for a single item, which shows no scatter.
+    """
+    if len(drops) < 2:
+        return 1.0
+    error = np.std(drops, ddof=1) * math.sqrt(deff / len(drops))
+    return float((norm.ppf(1 - alpha) + norm.ppf(power)) * error)
 
 
 def items_needed(margin: float, *, alpha: float, power: float, discordance: float) -> int:
@@ -193,16 +251,20 @@ def compare(
 ) -> dict[str, Comparison]:
     """Compare every metric of `margins` (full name to the largest drop that is acceptable), item by item.
 
-    `p_inferior` is Holm-adjusted over these metrics. Raises `SuiteError` when a metric is missing
+    The p-values of a drop are Holm-adjusted over these metrics. Raises `SuiteError` when a metric is missing
     from a report or the items differ.
     """
     return adjust(paired_tests(candidate, reference, margins, alpha=alpha, power=power, seed=seed))
 
 
 def adjust(comparisons: Mapping[K, Comparison]) -> dict[K, Comparison]:
-    """The comparisons, of which all stand or fall together, with `p_inferior` Holm-adjusted."""
-    adjusted = holm({key: comparison.p_inferior for key, comparison in comparisons.items()})
-    return {key: replace(comparison, p_inferior=adjusted[key]) for key, comparison in comparisons.items()}
+    """The comparisons, of which all stand or fall together, with `p_inferior` and `p_beyond` Holm-adjusted."""
+    worse = holm({key: comparison.p_inferior for key, comparison in comparisons.items()})
+    beyond = holm({key: c.p_beyond for key, c in comparisons.items() if c.p_beyond is not None})
+    return {
+        key: replace(comparison, p_inferior=worse[key], p_beyond=beyond.get(key))
+        for key, comparison in comparisons.items()
+    }
 
 
 def paired_tests(
@@ -214,40 +276,69 @@ def paired_tests(
     power: float,
     seed: int,
 ) -> dict[str, Comparison]:
-    """`compare` with each `p_inferior` as its own test gives it."""
+    """`compare` with each p-value as its own test gives it."""
     raw: dict[str, Comparison] = {}
     for metric, margin in margins.items():
         require_same_items(candidate, reference, metric)
         ours, theirs = candidate.items(metric), reference.items(metric)
         drops = {item: theirs[item].score - ours[item].score for item in sorted(ours)}
-        n, drop = len(drops), math.fsum(drops.values()) / len(drops)
+        records = [ours[item].record or item for item in drops]
         losses, gains = (sum(sign * d > 0 for d in drops.values()) for sign in (1, -1))
         binary = candidate.metrics[metric].binary
-        if binary:
-            p_inferior, p_non_inferior = mcnemar(losses, gains), tango(losses, gains, n, margin)
-            bound = tango_bound(losses, gains, n, alpha)
-            spread = detectable_drop(n, alpha=alpha, power=power, discordance=(losses + gains) / n)
-        else:
-            means = bootstrap(list(drops.values()), seed=seed)
-            p_inferior, p_non_inferior = (
-                (float(extreme.sum()) + 1) / (len(means) + 1) for extreme in (means <= 0, means >= margin)
-            )
-            bound = float(np.quantile(means, 1 - alpha))
-            spread = detectable_shift(list(drops.values()), alpha=alpha, power=power)
+        test = _binary if binary else _graded
         raw[metric] = Comparison(
             metric=metric,
             test=MCNEMAR if binary else BOOTSTRAP,
-            n=n,
+            n=len(drops),
             candidate=candidate.metrics[metric].value,
             reference=reference.metrics[metric].value,
-            drop=drop,
-            drop_bound=bound,
+            drop=math.fsum(drops.values()) / len(drops),
             margin=margin,
-            p_inferior=p_inferior,
-            p_non_inferior=p_non_inferior,
             losses=losses,
             gains=gains,
-            detectable=spread,
             lost_items=tuple(sorted((i for i in drops if drops[i] > 0), key=lambda i: (-drops[i], i))[:_EXAMPLES]),
+            records=len(set(records)),
+            **test(list(drops.values()), records, margin, alpha=alpha, power=power, seed=seed),
         )
     return raw
+
+
+def _binary(
+    drops: list[float], records: list[str], margin: float, *, alpha: float, power: float, seed: int
+) -> dict[str, float]:
+    """The p-values, bound and detectable drop of right/wrong items; nothing is drawn, so `seed` is not used."""
+    deff = design_effect(drops, records)
+    losses, gains = (sum(sign * d > 0 for d in drops) / deff for sign in (1, -1))
+    n = len(drops) / deff
+    return {
+        "p_inferior": mcnemar(losses, gains),
+        "p_beyond": tango_beyond(losses, gains, n, margin),
+        "p_non_inferior": tango(losses, gains, n, margin),
+        "drop_bound": tango_bound(losses, gains, n, alpha),
+        "detectable": detectable_drop(n, alpha=alpha, power=power, discordance=(losses + gains) / n),
+    }
+
+
+def _graded(
+    drops: list[float], records: list[str], margin: float, *, alpha: float, power: float, seed: int
+) -> dict[str, float]:
+    """The same of graded items; fewer than `FEWEST_RECORDS` records show nothing."""
+    if len(set(records)) < FEWEST_RECORDS:
+        return {
+            "p_inferior": 1.0,
+            "p_beyond": 1.0,
+            "p_non_inferior": 1.0,
+            "drop_bound": max(1.0, *drops),
+            "detectable": 1.0,
+        }
+    means = bootstrap(drops, seed=seed, records=records)
+    p_inferior, p_beyond, p_non_inferior = (
+        (float(extreme.sum()) + 1) / (len(means) + 1) for extreme in (means <= 0, means <= margin, means >= margin)
+    )
+    return {
+        "p_inferior": p_inferior,
+        "p_beyond": p_beyond,
+        "p_non_inferior": p_non_inferior,
+        "drop_bound": float(np.quantile(means, 1 - alpha)),
+        "detectable": detectable_shift(drops, alpha=alpha, power=power, deff=design_effect(drops, records)),
+    }

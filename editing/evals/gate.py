@@ -1,8 +1,9 @@
 """The gate: floors, and no drop against champion and base that matters. Promote, hold or reject.
 
-- reject: a floor is missed, or a drop beyond its margin is shown (Holm-adjusted over all comparisons,
+- reject: a floor is missed, or a drop is shown to be beyond its margin (Holm-adjusted over all comparisons,
   against champion and base).
-- hold: nothing is shown to be worse, but some metric is not shown to be within its margin either.
+- hold: nothing is shown to be worse, but some metric is not shown to be within its margin either, or a floor could not
+  be measured although there was something to ask.
 - promote: every floor is met and every metric is non-inferior.
 
 A policy says beforehand whether its suites can decide it (`Policy.check`): a margin that so few
@@ -14,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from editing.evals.compare import Comparison, adjust, paired_tests
+from editing.evals.edits import Moment
 from editing.evals.policy import Policy, Sensitivity, require_suites, sensitivity_of
 from editing.evals.report import EvalReport, ItemOutcome
+from editing.shown import in_markdown
 
 _EXAMPLES = 10
 
@@ -33,7 +36,7 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloorResult:
-    """A floor and what was measured: `value` is None where the suite had no such item, which fails nothing."""
+    """A floor and what was measured: `value` is None where the suite had no such item, which misses no floor."""
 
     metric: str
     floor: float
@@ -130,22 +133,22 @@ def _mark(good: bool) -> str:
 
 
 def _cell(text: str, width: int = 80) -> str:
-    flat = " ".join(text.split()).replace("|", "\\|")
-    return flat if len(flat) <= width else flat[: width - 1] + "…"
+    flat = " ".join(text.split())
+    return in_markdown(flat if len(flat) <= width else flat[: width - 1] + "…")
 
 
 def _comparison_table(comparisons: Iterable[Comparison], alpha: float) -> list[str]:
     level = f"{100 * (1 - alpha):g}%"
     lines = [
         f"| metric | candidate | reference | drop | at most ({level}) | margin | lost / gained of items "
-        "| p worse | detectable drop | |",
+        "| p beyond margin | detectable drop | |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for c in comparisons:
         state = "**worse**" if c.is_inferior(alpha) else "ok" if c.is_non_inferior(alpha) else "**not shown**"
         lines.append(
             f"| {c.metric} | {c.candidate:.3f} | {c.reference:.3f} | {c.drop:+.3f} | {c.drop_bound:+.3f} "
-            f"| {c.margin:g} | {c.losses} / {c.gains} of {c.n} | {c.p_inferior:.3g} | {c.detectable:.3f} | {state} |"
+            f"| {c.margin:g} | {c.losses} / {c.gains} of {c.n} | {_p_drop(c):.3g} | {c.detectable:.3f} | {state} |"
         )
     return lines
 
@@ -158,11 +161,20 @@ def _sensitivity_table(rows: Iterable[Sensitivity]) -> list[str]:
     return lines
 
 
-def decide(policy: Policy, candidate: EvalReport, champion: EvalReport | None, base: EvalReport) -> Verdict:
+def decide(
+    policy: Policy,
+    candidate: EvalReport,
+    champion: EvalReport | None,
+    base: EvalReport,
+    *,
+    need_floors: bool = True,
+) -> Verdict:
     """Judge `candidate` by `policy`; `champion` is None when nothing has been promoted yet.
 
-    Deterministic: the same reports give the same verdict. Raises `PolicyError` when the policy
-    names a suite that was not evaluated, `SuiteError` when the reports cannot be compared.
+    With `need_floors` a floor that could not be measured holds, unless its suite is one of edits and has no items: no
+    fact was there to ask. Without, as in a trial of some facts, it says nothing. Deterministic: the same reports give
+    the same verdict. Raises `PolicyError` when the policy names a suite that was not evaluated, `SuiteError` when the
+    reports cannot be compared.
     """
     require_suites(policy.metrics, set(candidate.suites))
     floors = []
@@ -175,13 +187,20 @@ def decide(policy: Policy, candidate: EvalReport, champion: EvalReport | None, b
     rejected = [
         f"{f.metric} is {f.value:.3f} on {f.n} items, below its floor of {f.floor:g}" for f in floors if not f.met
     ]
-    held, stopped = [], []
+    unmeasured = [f.metric for f in floors if f.value is None]
+    held = [
+        f"{metric} has a floor and could not be measured, although there was something to ask; give facts what it is "
+        f'measured by, or take the floor away: floors = {{ "{metric}" = false }}'
+        for metric in unmeasured
+        if need_floors and _could_ask(candidate, metric.split(".", 1)[0])
+    ]
+    stopped = []
     for who, table in tables.items():
         for c in table.values():
             if c.is_inferior(policy.alpha):
                 rejected.append(
                     f"{c.metric} drops by {c.drop:.3f} against the {who} (margin {c.margin:g}, "
-                    f"{c.losses} lost and {c.gains} gained of {c.n}, p = {c.p_inferior:.2g})"
+                    f"{c.losses} lost and {c.gains} gained of {c.n}, p = {_p_drop(c):.2g})"
                 )
                 stopped.append(c)
             elif not c.is_non_inferior(policy.alpha):
@@ -191,16 +210,16 @@ def decide(policy: Policy, candidate: EvalReport, champion: EvalReport | None, b
                 )
                 stopped.append(c)
     decision = Decision.REJECT if rejected else Decision.HOLD if held else Decision.PROMOTE
-    unmeasured = [f"{f.metric} was not measured: no such item tonight" for f in floors if f.value is None]
     compared = sum(map(len, tables.values()))
     passed = f"{len(floors) - len(unmeasured)} floors met and {compared} comparisons within their margins"
     reasons = rejected + held or [passed]
+    said = [f"{metric} was not measured: no such item tonight" for metric in unmeasured]
     lost = {(c.metric, item): candidate.items(c.metric)[item] for c in stopped for item in c.lost_items}
     failed = [o for f in floors if not f.met for o in candidate.items(f.metric).values() if o.score < f.floor]
     examples = {**lost, **{(o.name, o.item_id): o for o in failed}}
     return Verdict(
         decision=decision,
-        reasons=tuple(reasons + unmeasured),
+        reasons=tuple(reasons + said),
         floors=tuple(floors),
         against_champion=tuple(tables["champion"].values()),
         against_base=tuple(tables["base"].values()),
@@ -211,6 +230,16 @@ def decide(policy: Policy, candidate: EvalReport, champion: EvalReport | None, b
         policy=policy,
         sensitivity=tuple(_sensitivities(policy, candidate, base if champion is None else champion)),
     )
+
+
+def _could_ask(candidate: EvalReport, suite: str) -> bool:
+    """Whether a suite had something to ask; one of edits without items had no fact that holds."""
+    return suite not in get_args(Moment) or candidate.suites[suite].items > 0
+
+
+def _p_drop(comparison: Comparison) -> float:
+    """The p-value that the verdict rests on."""
+    return comparison.p_inferior if comparison.p_beyond is None else comparison.p_beyond
 
 
 def _tables(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from typing import Any, Self
 
 from editing.errors import PolicyError
@@ -37,6 +38,8 @@ class Policy:
             for name, value in table:
                 if name.count(".") != 2 or not all(name.split(".")):
                     raise PolicyError(f"{kind} names metric {name!r}; write suite.metric.protocol")
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise PolicyError(f"{kind} of {name} is {value!r}; give a share between 0 and 1")
                 if not 0 <= value <= 1 or (kind == "margin" and value in (0, 1)):
                     raise PolicyError(f"{kind} of {name} is {value}; give a share between 0 and 1")
         for name, value, low, high in (("alpha", self.alpha, 0.0, 0.5), ("power", self.power, 0.5, 1.0)):
@@ -47,14 +50,43 @@ class Policy:
         if not self.floors and not margins:
             raise PolicyError("the policy has no floor and no margin; it would promote anything")
 
-    def check(self, suites: Iterable[Suite]) -> None:
+    @classmethod
+    def changed(cls, default: Mapping[str, Mapping[str, float]], changes: Mapping[str, Any]) -> Self:
+        """The policy of these `default` tables with a user's `changes`.
+
+        A table of the changes adds to the default's; `false` takes away a metric's limit, or a whole table. Raises
+        `PolicyError` for a name that is no field, and as the policy does.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in changes:
+            if name not in names:
+                raise PolicyError(f"[gate.policy] has no {name!r}; {_instead(name, names)}")
+        given = dict(changes)
+        for table in TABLES:
+            added = given.pop(table, {})
+            if added is False:
+                merged: dict[str, Any] = {}
+            elif isinstance(added, Mapping):
+                merged = {**default.get(table, {}), **added}
+            else:
+                raise PolicyError(f"{table} is {added!r}; write a table of metrics, or false for none")
+            given[table] = {metric: limit for metric, limit in merged.items() if limit is not False}
+        return cls(**given)
+
+    def check(self, suites: Iterable[Suite], also: Iterable[str] = ()) -> None:
         """Raise `PolicyError` unless these suites can decide this policy; to be called before the night.
 
-        Every metric must belong to one of them, and every margin must be detectable on its items.
+        Every metric must be one of theirs, or of `also` (those of suites whose items the night brings), and every
+        margin must be detectable on its items.
         """
         suites = list(suites)
         sizes = {metric: n for suite in suites for metric, n in suite.metric_sizes().items()}
         require_suites(self.metrics, {suite.name for suite in suites})
+        measured = [*sizes, *also]
+        having = {metric.split(".", 1)[0] for metric in measured}
+        for metric in self.metrics:
+            if metric not in measured and metric.split(".", 1)[0] in having:
+                raise PolicyError(f"the policy names {metric}, which nothing measures; {_instead(metric, measured)}")
         setting = {"alpha": self.alpha, "power": self.power, "discordance": self.discordance}
         complaints = []
         for metric, margin in _smallest(self.champion_margins, self.base_margins).items():
@@ -115,6 +147,11 @@ def sensitivity_of(policy: Policy, metric: str, n: int, drops: Sequence[float] |
         detectable = detectable_shift(drops, **setting)
     margin = _smallest(policy.champion_margins, policy.base_margins).get(metric)
     return Sensitivity(metric=metric, n=n, detectable=detectable, margin=margin)
+
+
+def _instead(name: str, known: Collection[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
 
 
 def _smallest(*tables: Mapping[str, float]) -> dict[str, float]:

@@ -141,7 +141,7 @@ def counted(n: int, noun: str) -> str:
 def without_culprits(work: NightWork, renew: Callable[[], None]) -> NightWork | None:
     """After a failed gate: the night without the facts to blame, to be edited and judged in full.
 
-    None when the gate let the night pass, and when nothing better is to be had: the budget is
+    None when nothing failed that a fact could be blamed for, and when nothing better is to be had: the budget is
     spent (the verdict becomes hold), the gate fails without any fact, or no fact is left. Every
     trial is kept, so that a killed search goes on where it was. `renew` is called again and again.
     """
@@ -150,7 +150,7 @@ def without_culprits(work: NightWork, renew: Callable[[], None]) -> NightWork | 
     if work.origin is None:
         path.unlink(missing_ok=True)
     verdict, budget = verdict_of(space, work.key), space.settings.gate.culprit_budget
-    if verdict.decision is Decision.PROMOTE or not work.batches or not budget:
+    if not any(verdict.failed.values()) or not work.batches or not budget:
         return None
     earlier = search_of(space, work.key)
     search = _search(space, work, verdict, earlier, budget, renew)

@@ -14,13 +14,14 @@ from editing.errors import SuiteError
 from editing.evals.edits import EDIT_METRICS, EDITS_VERSION, RELIABILITY, AppliedFact, edit_suite, without_edited
 from editing.evals.gate import Decision, Verdict, decide
 from editing.evals.policy import Policy
-from editing.evals.probes import GENERATED, ProbeSuite
+from editing.evals.probes import GENERATED, TEACHER_FORCED, ProbeSuite
 from editing.evals.report import EvalReport
 from editing.evals.scorer import Scorer
-from editing.evals.suite import Suite, evaluate
+from editing.evals.suite import Suite, evaluate, fitting
 from editing.facts import FactChange
 from editing.storage import read_json, write_json
 from tasks.artifacts import show_table
+from tasks.champion.moves import require_ledger_of_registry
 from tasks.faults import checkpoint
 from tasks.ledger import EventKind
 from tasks.night.edit import applied_facts, restored_facts
@@ -41,16 +42,28 @@ FLOORS = {
     f"{RETENTION}.reliability.{GENERATED}": 0.8,
 }
 MARGIN = 0.05
+EDITED = [
+    f"{moment}.{metric}.{protocol}"
+    for moment, metrics in ((EDITS, EDIT_METRICS), (RETENTION, (RELIABILITY,)))
+    for metric in metrics
+    for protocol in (TEACHER_FORCED, GENERATED)
+]
 
 
 @task(name="check policy", cache_policy=NO_CACHE)
 def check_policy() -> None:
-    """Raise `PolicyError` before anything is edited when the suites could not decide what the policy asks."""
+    """Raise `PolicyError` before anything is edited when the suites could not decide what the policy asks.
+
+    Raises `LedgerError` when MLflow has a champion that the ledger does not know.
+    """
     space = open_workspace()
+    require_ledger_of_registry(space)
     suites = configured_suites(space.settings)
     edits = [ProbeSuite(name=name, version=EDITS_VERSION, items=()) for name in (EDITS, RETENTION)]
     policy = policy_of(space, suites)
-    policy.check([*suites, *edits])
+    policy.check([*_as_scored(space, suites), *edits], EDITED)
+    floors = [{"metric": metric, "floor": floor} for metric, floor in sorted(policy.floors.items())]
+    show_table("floors", floors, "Every floor that the gate has in force")
     rows = [asdict(row) for row in policy.sensitivity(suites)]
     show_table("detectable-drops", rows, "The smallest drop that tonight's items can show, by metric")
 
@@ -65,7 +78,7 @@ def evaluate_model(work: NightWork, who: Who, digest: str | None) -> str:
     space = open_workspace()
     folder = space.night_folder(work.key) / "reports" / who
     with space.scorer(None) as base_scorer:
-        suites = list(_tonights_suites(space, work, base_scorer))
+        suites = [fitting(suite, space.base) for suite in _tonights_suites(space, work, base_scorer)]
     with space.scorer(digest, reporter(f"{who}: ")) as scorer:
         try:
             report = EvalReport.load(folder)
@@ -100,7 +113,14 @@ def policy_of(space: Workspace, suites: list[Suite]) -> Policy:
     measured = {metric for suite in suites for metric in suite.metric_sizes()}
     margins = {metric: MARGIN for metric in HEADLINES.values() if metric in measured}
     default = {"floors": FLOORS, "champion_margins": margins, "base_margins": margins}
-    return Policy(**{**default, **space.settings.gate.policy})
+    return Policy.changed(default, space.settings.gate.policy)
+
+
+def _as_scored(space: Workspace, suites: list[Suite]) -> list[Suite]:
+    """The suites without what the champion's facts have put out of date, which the night leaves out."""
+    champion = space.champion
+    holding = space.ledger.facts_in_state(champion.state_digest) if champion else []
+    return [without_edited(suite, holding) for suite in suites]
 
 
 def _tonights_suites(space: Workspace, work: NightWork, base_scorer: Scorer) -> Iterator[Suite]:

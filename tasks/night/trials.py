@@ -92,7 +92,8 @@ def _judge(
 
     candidate = ask("trial", state, suites)
     champion = ask("champion", work.parent, shared) if work.parent else None
-    return decide(policy, candidate, champion, ask("base", None, shared)), candidate
+    verdict = decide(policy, candidate, champion, ask("base", None, shared), need_floors=False)
+    return verdict, candidate
 
 
 def _restricted_suites(space: Workspace, work: NightWork, part: NightWork, policy: Policy) -> Iterator[Suite]:

@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,26 +9,30 @@ from scipy.stats import binomtest, norm
 
 from editing.errors import PolicyError, SuiteError
 from editing.evals.compare import (
+    FEWEST_RECORDS,
     bootstrap,
     compare,
+    design_effect,
     detectable_drop,
+    detectable_shift,
     holm,
     items_needed,
     mcnemar,
     tango,
+    tango_beyond,
     tango_bound,
 )
 from editing.evals.gate import Decision, Verdict, decide
 from editing.evals.policy import Policy
 from editing.evals.probes import Probe, ProbeSuite
-from editing.evals.report import EvalReport, ItemOutcome, SuiteRecord
+from editing.evals.report import EvalReport, ItemOutcome, SuiteRecord, content_digest
 
 STEADY = settings(max_examples=40, deadline=None)  # a busy machine is no failure
 QUIZ, TASTE = "quiz.accuracy.option_likelihood", "taste.magnitude.likelihood"
 
 
-def report(digest="base", quiz=(), taste=(), **more):
-    """A report over two suites: `quiz` of right and wrong items, `taste` of graded ones."""
+def report(digest="base", quiz=(), taste=(), of_record=lambda i: "", **more):
+    """A report over two suites: `quiz` of right and wrong items, `taste` of graded ones; `of_record` names records."""
     outcomes = tuple(
         ItemOutcome(
             suite=suite,
@@ -40,6 +44,7 @@ def report(digest="base", quiz=(), taste=(), **more):
             got="yes" if score else "no",
             score=float(score),
             binary=suite == "quiz",
+            record=of_record(i),
         )
         for suite, metric, protocol, scores in (
             ("quiz", "accuracy", "option_likelihood", quiz),
@@ -147,6 +152,8 @@ def test_a_detectable_drop_is_detected_as_often_as_it_says():
     draws = np.random.default_rng(1).multinomial(n, [losses, gains, 1 - discordance], size=3000)
     found = np.mean([mcnemar(b, c) < 0.05 for b, c, _ in draws])
     assert found == pytest.approx(0.8, abs=0.08)  # the exact test is a little shy of its approximation
+    even = np.random.default_rng(2).multinomial(n, [discordance / 2, discordance / 2, 1 - discordance], size=3000)
+    assert np.mean([tango(b, c, n, drop) < 0.05 for b, c, _ in even]) == pytest.approx(0.8, abs=0.05)
 
 
 def test_the_bootstrap_is_seeded_and_centred():
@@ -156,6 +163,84 @@ def test_the_bootstrap_is_seeded_and_centred():
     assert not np.array_equal(means, bootstrap(drops, seed=4))
     assert means.mean() == pytest.approx(np.mean(drops), abs=0.01)
     assert means.std() == pytest.approx(np.std(drops) / 500**0.5, rel=0.1)
+
+
+def test_a_drop_is_tested_against_its_margin():
+    """16 lost of 300: no chance finding, and no drop beyond 0.05 either."""
+    result = compare(report("new", quiz=quiz(16, 300)), report("old", quiz=quiz(0, 300)), {QUIZ: 0.05})[QUIZ]
+    assert result.drop > result.margin
+    assert result.p_inferior == pytest.approx(mcnemar(16, 0), rel=1e-9)
+    assert result.p_inferior < 2e-5
+    assert result.p_beyond == pytest.approx(0.395, abs=0.02)
+    assert not result.is_inferior(0.05)
+    assert not result.is_non_inferior(0.05)
+    assert tango_beyond(40, 0, 300, 0.05) == pytest.approx(1 - tango(40, 0, 300, 0.05))
+    assert tango_beyond(10, 0, 300, 0.05) == 1.0
+
+
+def alike(rng, records, size, share, even=False):
+    """Drops of records whose items all go together: `share` lose, and with `even` as many gain."""
+    kinds = rng.choice([1.0, -1.0, 0.0], size=records, p=[share, share if even else 0.0, 1 - share * (1 + even)])
+    return np.repeat(kinds, size).tolist(), np.repeat(np.arange(records), size).tolist()
+
+
+def test_items_of_one_record_do_not_count_as_many():
+    drops, records = alike(np.random.default_rng(0), 200, 10, 0.1, even=True)
+    assert design_effect(drops, records) == pytest.approx(10)
+    assert design_effect(drops, range(2000)) == 1.0
+    loose = np.random.default_rng(1).choice([1.0, 0.0], size=2000, p=[0.1, 0.9]).tolist()
+    assert design_effect(loose, records) < 2
+    assert design_effect([0.0] * 2000, records) == 10  # none disagrees: nothing tells how like they are
+    spread = bootstrap(drops, seed=0, records=records).std()
+    assert spread == pytest.approx(np.std(drops) / 200**0.5, rel=0.1)
+    assert bootstrap(drops, seed=0).std() < spread / 2
+
+
+def test_the_errors_of_the_first_kind_stay_where_they_should_with_items_that_go_together():
+    rng, margin, size, tries = np.random.default_rng(3), 0.05, 10, 400
+
+    def tested(share, even=False):
+        drops, records = alike(rng, 100, size, share, even)
+        deff = design_effect(drops, records)
+        losses, gains = (sum(sign * d > 0 for d in drops) / deff for sign in (1, -1))
+        return losses, gains, len(drops) / deff
+
+    worse = np.mean([mcnemar(*tested(0.05, even=True)[:2]) < 0.05 for _ in range(tries)])
+    beyond = np.mean([tango_beyond(*tested(margin), margin) < 0.05 for _ in range(tries)])
+    within = np.mean([tango(*tested(margin), margin) < 0.05 for _ in range(tries)])
+    assert worse < 0.08
+    assert beyond < 0.08
+    assert within < 0.08
+
+
+def test_records_reach_the_comparison():
+    lost = [0] * 10 + [1] * 290
+    old = report("old", quiz=[1] * 300)
+    alone = compare(report("new", quiz=lost), old, {QUIZ: 0.1})[QUIZ]
+    together = compare(report("new", quiz=lost, of_record=lambda i: str(i // 10)), old, {QUIZ: 0.1})[QUIZ]
+    assert (alone.records, together.records) == (300, 30)
+    assert alone.p_inferior == pytest.approx(mcnemar(10, 0))
+    assert together.p_inferior == pytest.approx(0.5)
+    assert alone.is_non_inferior(0.05)
+    assert not together.is_non_inferior(0.05)
+
+
+def test_a_few_graded_items_show_nothing():
+    for n in (1, FEWEST_RECORDS - 1):
+        result = compare(report("new", taste=[0.1] * n), report("old", taste=[0.9] * n), {TASTE: 0.02})[TASTE]
+        assert (result.p_inferior, result.p_beyond, result.p_non_inferior) == (1.0, 1.0, 1.0)
+        assert result.drop_bound == 1.0
+    assert detectable_shift([0.3], alpha=0.05, power=0.8) == 1.0
+    two = detectable_shift([0.0, 0.2], alpha=0.05, power=0.8)
+    assert two == pytest.approx((norm.ppf(0.95) + norm.ppf(0.8)) * np.std([0.0, 0.2], ddof=1) / 2**0.5)
+
+
+def test_names_of_records_do_not_change_the_digest_of_reports_that_have_none():
+    plain = report("new", quiz=[1, 0])
+    rows = [asdict(outcome) for outcome in plain.outcomes]
+    assert {row.pop("record") for row in rows} == {""}
+    assert plain.digest == content_digest(rows)
+    assert report("new", quiz=[1, 0], of_record=str).digest != plain.digest
 
 
 def test_compare_counts_pairs_and_names_the_lost():
@@ -220,6 +305,8 @@ def test_unlike_suites_and_items_are_not_compared():
         ({"floors": {QUIZ: 0.5}, "alpha": 0.6}, r"alpha is 0\.6"),
         ({"floors": {QUIZ: 0.5}, "power": 0.4}, r"power is 0\.4"),
         ({"floors": {QUIZ: 0.5}, "discordance": 2}, "discordance is 2"),
+        ({"floors": {QUIZ: "0.5"}}, r"is '0\.5'; give a share"),
+        ({"floors": {QUIZ: True}}, r"is True; give a share"),
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(content, complaint):
@@ -230,6 +317,34 @@ def test_a_policy_that_makes_no_sense_is_refused(content, complaint):
 def probe_suite(n, name="quiz"):
     items = tuple(Probe(item_id=str(i), metric="recall", prompt="p", answers=("a",)) for i in range(n))
     return ProbeSuite(name=name, version="1", items=items)
+
+
+DEFAULT = {"floors": {QUIZ: 0.7, TASTE: 0.2}, "champion_margins": {QUIZ: 0.05}, "base_margins": {QUIZ: 0.05}}
+
+
+def test_a_users_table_adds_to_the_defaults_and_false_takes_away():
+    assert Policy.changed(DEFAULT, {}) == Policy(**DEFAULT)
+    changed = Policy.changed(DEFAULT, {"floors": {"quiz.recall.generated": 0.6, TASTE: False}, "alpha": 0.1})
+    assert changed.floors == {QUIZ: 0.7, "quiz.recall.generated": 0.6}
+    assert (changed.champion_margins, changed.base_margins, changed.alpha) == ({QUIZ: 0.05}, {QUIZ: 0.05}, 0.1)
+    assert Policy.changed(DEFAULT, {"base_margins": False}).base_margins == {}
+    assert Policy.changed(DEFAULT, {"floors": {QUIZ: 0}}).floors == {QUIZ: 0, TASTE: 0.2}
+    with pytest.raises(PolicyError, match=r"no 'flors'; did you mean floors\?"):
+        Policy.changed(DEFAULT, {"flors": {}})
+    with pytest.raises(PolicyError, match=r"floors is 0\.6; write a table"):
+        Policy.changed(DEFAULT, {"floors": 0.6})
+    with pytest.raises(PolicyError, match="is True"):
+        Policy.changed(DEFAULT, {"floors": {QUIZ: True}})
+
+
+def test_a_metric_that_nothing_measures_is_named():
+    known = [f"edits.{metric}.generated" for metric in ("reliability", "locality")]
+    suites = [probe_suite(1000), probe_suite(0, "edits")]
+    Policy(floors={known[0]: 0.6, "quiz.recall.generated": 0.5}).check(suites, known)
+    with pytest.raises(PolicyError, match=r"reliabilty.*did you mean edits\.reliability\.generated\?"):
+        Policy(floors={"edits.reliabilty.generated": 0.6}).check(suites, known)
+    with pytest.raises(PolicyError, match=r"quiz\.recal\.generated, which nothing.*did you mean quiz\.recall"):
+        Policy(champion_margins={"quiz.recal.generated": 0.5}).check(suites, known)
 
 
 def test_a_suite_too_small_for_its_margin_is_said_before_the_night():
@@ -300,10 +415,24 @@ def test_a_drop_from_the_base_that_grew_night_by_night_is_seen():
 def test_an_unmeasured_floor_is_said_and_a_missing_suite_is_an_error():
     quiet = Policy(floors={"quiz.recall.generated": 0.9}, champion_margins={QUIZ: 0.05})
     verdict = judge(20, policy=quiet)
-    assert verdict.decision is Decision.PROMOTE
+    assert verdict.decision is Decision.HOLD
+    assert 'take the floor away: floors = { "quiz.recall.generated" = false }' in verdict.reasons[0]
+    assert not any(verdict.failed.values())
+    asked = [report(name, quiz=quiz(20), taste=FLAT) for name in ("candidate", "champion", "base")]
+    assert decide(quiet, *asked, need_floors=False).decision is Decision.PROMOTE
     assert "quiz.recall.generated was not measured: no such item tonight" in verdict.reasons
     with pytest.raises(PolicyError, match="no suite 'quizz' is evaluated"):
         judge(20, policy=Policy(floors={"quizz.recall.generated": 0.9}))
+
+
+def test_a_floor_of_edits_holds_only_where_there_was_a_fact_to_ask():
+    floor = Policy(floors={"edits.locality.generated": 0.9}, champion_margins={QUIZ: 0.05})
+    for items, decision in ((0, Decision.PROMOTE), (3, Decision.HOLD)):
+        edits = SuiteRecord(name="edits", version="3", digest="e", items=items, seconds=0.0)
+        candidate = report("candidate", quiz=quiz(20))
+        candidate = replace(candidate, suites={**candidate.suites, "edits": edits})
+        others = (report(name, quiz=quiz(20)) for name in ("champion", "base"))
+        assert decide(floor, candidate, *others).decision is decision
 
 
 @STEADY
@@ -352,6 +481,8 @@ def test_champion_and_base_are_one_family_of_tests():
     raw = mcnemar(40, 0)
     assert shown["champion", QUIZ].p_inferior == pytest.approx(3 * raw)
     assert shown["base", QUIZ].p_inferior == pytest.approx(3 * raw)
+    assert shown["champion", QUIZ].p_beyond == pytest.approx(3 * tango_beyond(40, 0, 400, 0.05))
+    assert shown["base", QUIZ].p_beyond == 1.0
     assert shown["champion", TASTE].p_inferior == 1.0
 
 

@@ -245,8 +245,12 @@ def home(tmp_path, server, tiny_model, suite_files, monkeypatch) -> Path:
         corpus = "{tiny_model / "corpus.txt"}"
         [evaluation.suites.zsre]
         path = "{suite_files / "zsre.json"}"
+        [gate.policy.floors]
+        "edits.reliability.generated" = 0.5
+        "edits.generality.generated" = false
+        "edits.locality.generated" = false
+        "retention.reliability.generated" = false
         [gate.policy]
-        floors = {{ "edits.reliability.generated" = 0.5 }}
         champion_margins = {{ "zsre.question.generated" = 0.9 }}
         base_margins = {{ "zsre.question.generated" = 0.9 }}
         [canary]

@@ -52,7 +52,7 @@ def recipe(home, monkeypatch, tmp_path):
         .read_text()
         .replace('"edits.reliability.generated" = 0.5', '"edits.reliability.generated" = 0')
     )
-    (home / "errata.toml").write_text(re.sub(r"_margins = .*", "_margins = {}", policy))
+    (home / "errata.toml").write_text(re.sub(r"_margins = .*", "_margins = false", policy))
     monkeypatch.setenv("ERRATA_BATCH_CANARIES__PERPLEXITY_RATIO", "1e9")
     return open_workspace()
 

@@ -1,0 +1,18 @@
+"""Text from feeds and models where people see it: on terminals and on Prefect's pages it is data, never markup."""
+
+from __future__ import annotations
+
+import re
+
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~<>&])")
+
+
+def printable(text: str) -> str:
+    """`text` with control characters and those that turn its direction written out, as `\\x1b` and `\\u202e`."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def in_markdown(text: str) -> str:
+    """`text` as Markdown shows it letter by letter: no tag, link or emphasis is made of it."""
+    return _MARKDOWN.sub(r"\\\1", printable(text))
