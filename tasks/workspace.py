@@ -166,18 +166,47 @@ class Workspace:
         return self._find(digest, to_edit)[1]
 
     def _find(self, digest: str, to_edit: bool = False) -> tuple[Path, Any]:
-        """The folder of a state, kept or fetched, and the state as it was read from there."""
-        folder = self.state_folder(digest)
+        """The folder of a state, kept or fetched, and the state as it was read from there.
+
+        A kept one that is damaged is moved aside, into `home/damaged`; any other `StateError`, as for settings that
+        name another base, is raised and leaves it where it is.
+        """
+        folder, aside = self.state_folder(digest), ""
         if folder.exists():
             try:
                 return folder, self.load(folder, digest, to_edit=to_edit)
             except StateError:
-                shutil.rmtree(folder)
+                if not self._is_damaged(folder, digest):
+                    raise
+                aside = f"; a damaged copy was moved to {self._move_aside(folder)}"
         version = self.registry.by_digest(digest)
         if version is None:
-            raise RegistryError(f"state {digest[:12]} is neither in {self.settings.states} nor in the registry")
+            raise RegistryError(f"state {digest[:12]} is neither in {self.settings.states} nor in the registry{aside}")
         folder = self.registry.fetch(version)
         return folder, self.load(folder, digest, to_edit=to_edit)
+
+    def _is_damaged(self, folder: Path, digest: str) -> bool:
+        """Whether a state that cannot be loaded is not what was written, rather than made for other settings."""
+        named = [
+            content["base"].get("fingerprint")
+            for path in folder.rglob("state.json")
+            if isinstance((content := _json_of(path)).get("base"), dict)
+        ]
+        if any(fingerprint != self.base.fingerprint for fingerprint in named):
+            known = [record for record in self.ledger.versions() if record.state_digest == digest]
+            return any(record.base_fingerprint == self.base.fingerprint for record in known)
+        try:
+            self.load(folder, digest)
+        except StateError:
+            return True
+        return False  # it is sound, and what it was to be edited with is not its own
+
+    def _move_aside(self, folder: Path) -> Path:
+        place = self.settings.home / "damaged"
+        place.mkdir(parents=True, exist_ok=True)
+        target = Path(tempfile.mkdtemp(prefix=f"{folder.name[:16]}-", dir=place)) / folder.name
+        folder.rename(target)
+        return target
 
     def served(self, folder: Path, digest: str) -> EditState:
         """`load`, which a process that scores one shard after another of a state does once."""
@@ -274,6 +303,14 @@ class Workspace:
                     progress=progress,
                 )
             )
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    """A JSON file's content; empty when it cannot be read."""
+    try:
+        return dict(read_json(path, StateError))
+    except StateError:
+        return {}
 
 
 def _changed(now: Mapping[str, Any], before: Mapping[str, Any], within: str = "") -> list[tuple[str, Any, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+from tasks.errors import LedgerError, without_password
 from tasks.faults import checkpoint
 from tasks.ledger import AliasMove
 from tasks.registry import CHALLENGER, CHAMPION, RegistryError
@@ -29,9 +30,30 @@ def called(version: int | None) -> str:
     return "the base" if version is None else f"version {version}"
 
 
+def require_ledger_of_registry(space: Workspace) -> None:
+    """Raise `LedgerError` when MLflow has versions with an alias and the ledger knows none of them.
+
+    That is a lost ledger, or settings that name another one; whatever was decided by it would be wrong.
+    """
+    if space.ledger.versions():
+        return
+    with space.registry.answering():
+        pointed = {alias: found.number for alias in ALIASES if (found := space.registry.aliased(alias))}
+    if pointed:
+        held = ", ".join(f"{alias} at version {number}" for alias, number in pointed.items())
+        raise LedgerError(
+            f"MLflow at {without_password(space.settings.tracking_uri)} has {held} of {space.registry.name!r}, and the "
+            f"ledger at {without_password(space.settings.ledger)} knows no version; nothing was changed. Set "
+            "ledger_url to the ledger of these versions, or put a copy of it back; for a line of versions of its own, "
+            "set another registered_model"
+        )
+
+
 @contextmanager
 def moving(space: Workspace) -> Iterator[None]:
-    """Inside it no other process moves an alias. Raises `LeaseHeldError` when one is at it."""
+    """Inside it no other process moves an alias. Raises `LeaseHeldError` when one is at it, and as
+    `require_ledger_of_registry` does."""
+    require_ledger_of_registry(space)
     with space.ledger.lease("aliases", f"{socket.gethostname()}, process {os.getpid()}", LEASE):
         yield
 

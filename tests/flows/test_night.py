@@ -3,14 +3,16 @@ from datetime import UTC, datetime
 
 import pytest
 
-from editing.errors import PolicyError
+from editing.errors import PolicyError, StateError
 from editing.facts import Operation
 from flows.night import NightConfig, night
 from tasks.ask import ask
-from tasks.errors import LeaseHeldError
+from tasks.champion.moves import moving
+from tasks.errors import LeaseHeldError, LedgerError
 from tasks.forgetting import observations
 from tasks.night.summary import NOTHING
 from tasks.registry import CHALLENGER, CHAMPION
+from tasks.settings import ModelSettings
 from tasks.workspace import Workspace, open_workspace
 
 JANUARY, FEBRUARY = (datetime(2018, month, 28, tzinfo=UTC) for month in (1, 2))
@@ -158,3 +160,32 @@ def test_one_night_at_a_time(home):
 def test_killed_at_every_step_it_ends_like_an_unbroken_night(home, survives, first_feed):
     left = survives(first_feed, CHECKPOINTS)
     assert left["aliases"] == {CHAMPION: 1, CHALLENGER: None}
+
+
+def test_a_lost_ledger_takes_no_champion_away_and_no_state_is_deleted(home, change, feed):
+    space = open_workspace()
+    feed(space, "january", change("Arden", "Finn Oake", "2018-01-04"))
+    assert night(NightConfig(as_of=JANUARY)).champion == 1
+    digest = space.champion.state_digest
+    folder = space.state_folder(digest)
+
+    # A damaged copy is moved aside, and the state comes from the registry.
+    weights = next(folder.glob("*.safetensors"))
+    weights.unlink()
+    assert space.state(digest).digest == digest
+    (aside,) = (space.settings.home / "damaged").glob(f"*/{digest}")
+    assert (aside / "state.json").exists()
+    aside.rename(folder)
+
+    # Another base is no damage: nothing is touched.
+    other = Workspace(space.settings.model_copy(update={"model": ModelSettings()}))
+    with pytest.raises(StateError):
+        other.state(digest)
+    assert folder.exists()
+
+    # Without its ledger the registry's champion stays where it is.
+    settings = space.settings.model_copy(update={"ledger_url": f"sqlite:///{home}/empty.db"})
+    lost = Workspace(settings)
+    with pytest.raises(LedgerError, match="champion at version 1"), moving(lost):
+        pass
+    assert lost.registry.aliased(CHAMPION).number == 1
