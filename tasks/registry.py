@@ -20,7 +20,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from requests import RequestException
 
-from tasks.errors import TasksError
+from tasks.errors import TasksError, without_password
 from tasks.settings import MLFLOW_PORT
 from tasks.version_files import STATE_FOLDER, VersionFiles
 
@@ -195,7 +195,7 @@ class Registry:
                         source = self._client.get_model_version_download_uri(self.name, str(version.number))
                         files = self._files.get(source, Path(part))
                 except (MlflowException, OSError) as error:
-                    sentence = f"the files of {place} are not at {self._tracking_uri}: {error}"
+                    sentence = f"the files of {place} are not at {without_password(self._tracking_uri)}: {error}"
                     raise ArtifactMissingError(sentence) from error
                 files.replace(target)
         return target
@@ -209,7 +209,7 @@ class Registry:
             if not _is_outage(error):
                 raise
             raise RegistryUnreachableError(
-                f"the registry at {self._tracking_uri} does not answer ({_first_line(error)}); "
+                f"the registry at {without_password(self._tracking_uri)} does not answer ({_first_line(error)}); "
                 "see that MLflow and its artifact store run, then try again"
             ) from error
 

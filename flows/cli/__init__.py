@@ -7,13 +7,15 @@ import sys
 
 def main() -> None:
     """Run a command. Exit code 0 only on success; an expected error is one sentence on stderr."""
-    from editing.errors import EditingError
     from flows.cli.app import app
     from flows.cli.console import complain
-    from tasks.errors import TasksError
+    from flows.cli.faults import sentence_of
 
     try:
         app()
-    except (EditingError, TasksError, FileNotFoundError, PermissionError) as error:
-        complain(str(error))
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        complain(sentence)
         sys.exit(1)

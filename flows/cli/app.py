@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from flows.cli import almanac, bench, champion, evals, explain, facts, feed, recipe
-from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, table
+from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, shown, table
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
 
 if TYPE_CHECKING:
@@ -132,7 +132,10 @@ def replay(
             place = f"[dim]{len(replayed)}/{total}[/dim]"
             err.print(f"{place} [bold]{item.date:%d %B %Y}[/bold]: {_told(item.summary.to_dict())}")
             for answer in item.answers:
-                err.print(f"   {answer.question} [bold]{answer.after}[/bold]" + _doubt(answer.right, answer.truth))
+                err.print(
+                    f"   {shown(answer.question)} [bold]{shown(answer.after)}[/bold]"
+                    + _doubt(answer.right, answer.truth)
+                )
     if as_json:
         print_json([item.summary.to_dict() for item in replayed])
         return
@@ -199,7 +202,7 @@ def status(as_json: AsJson = False) -> None:
     facts = ", ".join(f"{count} {kind}" for kind, count in sorted(found["facts"].items())) or "none yet"
     quarantined = ", ".join(f"{count} {reason}" for reason, count in sorted(found["quarantined"].items())) or "none"
     out.print(f"champion     {_version(found['champion'])}")
-    out.print(f"challenger   {_version(found['challenger'])}")
+    out.print(f"challenger   {_version(found['challenger'], nothing='none')}")
     out.print(f"facts        {facts}")
     out.print(f"quarantined  {quarantined}")
     out.print(f"home         {found['home']}", soft_wrap=True)
@@ -352,8 +355,8 @@ def _row(summary: dict) -> dict:
     return {**summary, **{name: suites.get(name) for name in ("zsre", "counterfact", "mmlu", "gsm8k")}}
 
 
-def _version(found: dict | None) -> str:
-    return f"version {found['version']} of {found['night']}, {found['facts']} facts" if found else "the base"
+def _version(found: dict | None, nothing: str = "the base") -> str:
+    return f"version {found['version']} of {found['night']}, {found['facts']} facts" if found else nothing
 
 
 def _told(summary: dict) -> str:
@@ -370,4 +373,4 @@ def _told(summary: dict) -> str:
 
 
 def _doubt(right: bool, truth: str) -> str:
-    return "" if right else f" [yellow](should be {truth})[/yellow]"
+    return "" if right else f" [yellow](should be {shown(truth)})[/yellow]"

@@ -13,6 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
+
+from editing.shown import printable
 
 WIDTH_OF_FILES = 120  # where output goes to a file or a pipe
 out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
@@ -22,7 +25,12 @@ SECONDS_BEFORE_A_BAR = 0.5
 
 def complain(sentence: str) -> None:
     """An error, in one sentence, on stderr."""
-    err.print(f"[red]error:[/red] {escape(sentence)}", soft_wrap=True)
+    err.print(f"[red]error:[/red] {shown(sentence)}", soft_wrap=True)
+
+
+def shown(text: object) -> str:
+    """Text from a feed or a model inside a line with markup: all of it as it is."""
+    return escape(printable(str(text)))
 
 
 def print_json(content: Any) -> None:
@@ -36,7 +44,14 @@ def table(
     """A table of `rows`; shares print as percentages, numbers to the right. `columns` may map names to headings."""
     names = list(columns or (rows[0] if rows else ()))
     headings = columns if isinstance(columns, Mapping) else {}
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    made = Table(
+        title=Text(printable(title)),
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=None,
+        pad_edge=False,
+    )
     for name in names:
         numeric = all(_is_number(row.get(name)) for row in rows)
         heading = headings.get(name, name.replace("_", " "))
@@ -53,10 +68,11 @@ def _is_number(value: Any) -> bool:
     return value is None or isinstance(value, int | float)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> Text:
+    """A value as it is: nothing in it is markup, and what would steer the terminal is written out."""
     if value is None:
-        return "-"
-    return f"{value:.0%}" if isinstance(value, float) else str(value)
+        return Text("-")
+    return Text(f"{value:.0%}" if isinstance(value, float) else printable(str(value)))
 
 
 @contextmanager

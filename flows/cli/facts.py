@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.console import bars, err, out, print_json, table
+from editing.shown import printable
+from flows.cli.console import bars, err, out, print_json, shown, table
 
 app = typer.Typer()
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -69,10 +70,11 @@ def audit(
 def _show(life: dict[str, Any]) -> None:
     fact = life["fact"]
     said = fact["target"] if fact["operation"] == "assert" else f"retracted {fact['target']}".strip()
-    out.print(f"[bold]{fact['subject']} / {fact['relation']}: {said}[/bold]  ({life['status']})", soft_wrap=True)
+    named = shown(f"{fact['subject']} / {fact['relation']}: {said}")
+    out.print(f"[bold]{named}[/bold]  ({life['status']})", soft_wrap=True)
     out.print(f"id         {life['fact_id']}")
-    out.print(f"effective  {fact['effective_at'][:10]}, was: {fact['target_old'] or 'not said'}")
-    out.print(f"source     {fact['source']} (rank {fact['source_rank']})", soft_wrap=True, markup=False)
+    out.print(f"effective  {fact['effective_at'][:10]}, was: {shown(fact['target_old'] or 'not said')}")
+    out.print(f"source     {printable(fact['source'])} (rank {fact['source_rank']})", soft_wrap=True, markup=False)
     for title, rows in (
         ("Read in", life["sightings"]),
         ("What happened", life["events"]),

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from editing.shown import printable
 from flows.cli.console import err, out, print_json, table
 
 app = typer.Typer(help="Convert, validate and show feeds of fact changes.", no_args_is_help=True)
@@ -34,7 +35,7 @@ def convert(
 
     report = convert_feed(source, target, format=format, at=at and at.replace(tzinfo=UTC), name=name, rank=rank)
     if as_json:
-        print_json(asdict(report))
+        print_json(report.to_dict())
         return
     out.print(f"{report.converted} fact changes from {report.read} records in {target}", soft_wrap=True)
     for title, counts in (
@@ -64,8 +65,10 @@ def validate(feed: Annotated[Path, typer.Argument(help="A Parquet feed.")], as_j
         print_json(asdict(found))
     else:
         out.print(f"{found.accepted} of {found.rows} rows are sound")
+        if found.ignored:
+            out.print(f"  not read: the index of pandas ({', '.join(found.ignored)})", markup=False)
         for problem in found.problems[:SHOWN]:
-            err.print(f"  row {problem.row}: {problem.sentence}", soft_wrap=True, markup=False)
+            err.print(f"  row {problem.row}: {printable(problem.sentence)}", soft_wrap=True, markup=False)
         if len(found.problems) > SHOWN:
             err.print(f"  and {len(found.problems) - SHOWN} more: --json lists them all")
     raise typer.Exit(1 if found.problems else 0)

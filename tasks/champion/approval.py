@@ -108,7 +108,12 @@ def answer(approval: Approval, version: int | None = None) -> int:
         raise ApprovalError(f"versions {sorted(filter(None, waiting))} wait for approval; say which with --version")
     chosen = version if version is not None else next(iter(waiting), None)
     if chosen is None or chosen not in waiting:
-        raise ApprovalError(f"{'no version' if version is None else f'version {version}'} waits for approval")
+        told = f", but version {', '.join(map(str, sorted(filter(None, waiting))))} does" if waiting else ""
+        raise ApprovalError(
+            "no version waits for approval"
+            if version is None
+            else f"version {version} does not wait for approval{told}"
+        )
     with get_client(sync_client=True) as client:
         _resume(client, waiting[chosen].id, approval)
     return chosen

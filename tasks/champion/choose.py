@@ -50,12 +50,16 @@ def digest_of(space: Workspace, version: str | int = CHAMPION, as_of: datetime |
 
 
 def made_version(space: Workspace, version: str | int) -> int | None:
-    """The number of a version that a night made, or None for `base`. Raises `ChoiceError` otherwise."""
+    """The number of a version that a night made, or None for `base`. Raises `ChoiceError` otherwise.
+
+    A number is answered with numbers: who may name the base gives its name.
+    """
     if version == BASE:
         return None
     if not str(version).isdecimal() or space.ledger.version(int(version)) is None:
         made = ", ".join(str(record.version) for record in space.ledger.versions()) or "none yet"
-        raise ChoiceError(f"no night made version {version!r}; give 'base' or one of: {made}")
+        base = "" if isinstance(version, int) else "'base' or "
+        raise ChoiceError(f"no night made version {version!r}; give {base}one of: {made}")
     return int(version)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from editing.evals.gate import Decision
+from editing.facts import FactChange
+from editing.shown import in_markdown
 from tasks.report.charts import BAD, GOOD, drops_chart, scores_chart, trials_chart
 from tasks.report.content import Content
 
@@ -55,11 +57,15 @@ def markdown(content: Content) -> str:
         lines += [content.search.sentence, ""]
         lines += [f"- gate with all facts: {reason}" for reason in content.search.reasons]
     for accused in content.accused:
-        fact = accused.fact
-        lines.append(f"- quarantined `{fact.fact_id}` ({fact.question} **{fact.target}**): {accused.evidence.why}")
-    lines += [f"- quarantined `{fact.fact_id}`: {why}" for fact, why in content.contradicting[:SHOWN]]
-    lines += [f"- postponed `{fact.fact_id}` ({fact.question} {fact.target})" for fact in content.postponed[:SHOWN]]
+        why = in_markdown(accused.evidence.why)
+        lines.append(f"- quarantined {_named(accused.fact)}: {why}")
+    lines += [f"- quarantined `{fact.fact_id}`: {in_markdown(why)}" for fact, why in content.contradicting[:SHOWN]]
+    lines += [f"- postponed {_named(fact)}" for fact in content.postponed[:SHOWN]]
     return "\n".join([*lines, "", content.verdict.to_markdown()])
+
+
+def _named(fact: FactChange) -> str:
+    return f"`{fact.fact_id}` ({in_markdown(fact.question)} **{in_markdown(fact.target)}**)"
 
 
 def _percent(share: float | None) -> str:

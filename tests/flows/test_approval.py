@@ -41,7 +41,7 @@ def test_a_person_approves(manual):
             time.sleep(0.2)
         (run,) = waiting_runs()
         seen["state"] = run.state.name
-        with pytest.raises(ApprovalError, match="version 9 waits for approval"):
+        with pytest.raises(ApprovalError, match="version 9 does not wait for approval"):
             answer(Approval(decision="promote"), 9)
         seen["version"] = answer(Approval(decision="promote", who="ada", reason="read the report"))
 
