@@ -65,7 +65,7 @@ def _ask(scorer: Scorer, probes: Sequence[Probe]) -> list[tuple[TeacherForced, s
     forced = list(scorer.teacher_forced(prompts, [probe.answers[0] for probe in probes]))
     alternatives = [(i, answer) for i, probe in enumerate(probes) for answer in probe.answers[1:]]
     budgets = [len(result.target_ids) for result in forced]
-    lengths = target_lengths(scorer.base.tokenizer, [prompts[i] for i, _ in alternatives], [a for _, a in alternatives])
+    lengths = target_lengths(scorer.base, [prompts[i] for i, _ in alternatives], [a for _, a in alternatives])
     for (i, _), length in zip(alternatives, lengths, strict=True):
         budgets[i] = max(budgets[i], length)
     others = [(i, answer) for i, answer in alternatives if probes[i].any_forced]

@@ -219,13 +219,12 @@ class GenerationWork(Work):
             num_beams=1,
             repetition_penalty=1.0,
             pad_token_id=fill,
+            eos_token_id=list(base.stop_ids) or None,
             logits_processor=LogitsProcessorList([_Draw(self.sampling, prompts)] if self.sampling else []),
             stopping_criteria=StoppingCriteriaList(stopping),
         )
         made = out[:, width:].tolist()
-        return [
-            _ended(base.tokenizer, tuple(ids[:budget]), self.stop) for ids, budget in zip(made, budgets, strict=True)
-        ]
+        return [_ended(base, tuple(ids[:budget]), self.stop) for ids, budget in zip(made, budgets, strict=True)]
 
 
 def generation_work(
@@ -239,12 +238,12 @@ def generation_work(
     return GenerationWork(batched([(row, plan.budget_of[row]) for row in rows], batch_size), tuple(stop), sampling)
 
 
-def _ended(tokenizer: PreTrainedTokenizerBase, ids: Ids, stop: Sequence[str]) -> Ids:
+def _ended(base: BaseModel, ids: Ids, stop: Sequence[str]) -> Ids:
     """`ids` up to where the text was finished: what follows is there for batch mates that needed longer."""
-    if tokenizer.eos_token_id in ids:
-        ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
-    counts = range(1, len(ids) + 1)
-    return ids[: bisect_left(counts, True, key=lambda n: any(s in tokenizer.decode(list(ids[:n])) for s in stop)) + 1]
+    ends = [ids.index(token) for token in base.stop_ids if token in ids]
+    ids = ids[: min(ends) + 1] if ends else ids
+    counts, decode = range(1, len(ids) + 1), base.tokenizer.decode
+    return ids[: bisect_left(counts, True, key=lambda n: any(s in decode(list(ids[:n])) for s in stop)) + 1]
 
 
 def texts_of(

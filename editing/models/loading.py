@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from editing.errors import ModelError
 from editing.models.architectures import Architecture, architecture_of
+from editing.prompts import RAW, FormChoice, PromptForm, find_form
 from editing.storage import canonical_json, tensors_digest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,7 +26,8 @@ class BaseModel:
     """A frozen causal LM with its tokenizer and identity.
 
     `fingerprint` is the SHA-256 of the weights (names, shapes, dtypes, bytes) and of the config
-    entries that decide what the model computes; `tokenizer_hash` that of the tokenizer's pipeline.
+    entries that decide what the model computes; `tokenizer_hash` that of the tokenizer's pipeline. `form` is the
+    form in which it is asked.
     """
 
     model: PreTrainedModel
@@ -35,6 +37,7 @@ class BaseModel:
     architecture: Architecture
     fingerprint: str
     tokenizer_hash: str
+    form: PromptForm = RAW
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -55,6 +58,15 @@ class BaseModel:
     def device(self) -> torch.device:
         """Where inputs go."""
         return self.model.get_input_embeddings().weight.device  # type: ignore[return-value]
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end what the model writes: its own, the tokenizer's, and the end of a turn in its form."""
+        own = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = [self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+        if self.form.end:
+            ids.append(self.tokenizer.get_added_vocab().get(self.form.end))
+        return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
 
     def down_projection(self, layer: int) -> nn.Module:
         """The MLP's down-projection of block `layer`: inner width -> model width.
@@ -89,7 +101,12 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def wrap_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, model_id: str, revision: str | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    model_id: str,
+    revision: str | None = None,
+    form: PromptForm = RAW,
 ) -> BaseModel:
     """Freeze a model that is already in memory (eval mode, no gradients) and give it its identity.
 
@@ -108,6 +125,7 @@ def wrap_model(
             f"{canonical_json(config)}{tensors_digest(model.state_dict())}".encode()
         ).hexdigest(),
         tokenizer_hash=_tokenizer_digest(tokenizer),
+        form=form,
     )
 
 
@@ -118,8 +136,10 @@ def load_base_model(
     dtype: str = "float32",
     device: str = "cpu",
     device_map: str | None = None,
+    form: FormChoice = "auto",
+    system: str | None = None,
 ) -> BaseModel:
-    """Load a causal LM and its tokenizer from a hub id or a local folder.
+    """Load a causal LM and its tokenizer from a hub id or a local folder; it is asked in `form` (see `find_form`).
 
     With `device_map` the layers are placed by accelerate and `device` is not used. Raises
     `ModelError` when it cannot be loaded or its architecture is unknown.
@@ -138,4 +158,4 @@ def load_base_model(
         ) from error
     if device_map is None:
         model.to(torch.device(device))  # type: ignore[arg-type]
-    return wrap_model(model, tokenizer, model_id=model_id, revision=revision)
+    return wrap_model(model, tokenizer, model_id=model_id, revision=revision, form=find_form(tokenizer, form, system))

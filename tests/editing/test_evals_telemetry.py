@@ -52,7 +52,7 @@ def test_the_edit_prompt_is_reached_and_what_is_reported_is_what_is_served(edite
     base, applied = edited
     prompts = [FACT.question, *FACT.paraphrases, *(item.prompt for item in FACT.locality), "In"]
     found = readings(base, applied.state, prompts, batch_size=3)
-    ids = prompt_ids(base.tokenizer, prompts)
+    ids = prompt_ids(base, prompts)
     assert [reading.tokens for reading in found] == [len(row) for row in ids]
     assert found[0].touched >= 1
     assert found[0].margin >= 0

@@ -227,7 +227,7 @@ def _extend(
     """One batch: targets (those in `kept` as they are, unless a hook meets them), then each layer's solve and scope."""
     state.require_base(base)
     statistics, config = state.require_statistics(), state.config
-    groups = make_groups(base.tokenizer, facts, state.facts, config)
+    groups = make_groups(base, facts, state.facts, config)
     columns = [column for group in groups for column in group.columns]
     bare = [column.bare for column in columns]
     prefixed = [context for column in columns for context in column.prefixed]

@@ -21,7 +21,7 @@ def explain(base: BaseModel, state: CoachHookState, prompt: str) -> Explanation:
     the hook. Raises `StateError` for another base.
     """
     state.require_base(base)
-    encoded = encode_prompts(base.tokenizer, [prompt]).to(base.device)
+    encoded = encode_prompts(base.tokenizer, [prompt], form=base.form).to(base.device)
     decisions: list[ScopeDecision] = []
     with Hooks(base, state.layers, state.config, decisions):
         base.model(**encoded, use_cache=False)

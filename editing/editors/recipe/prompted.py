@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from editing.editors.recipe.passes import passes_by_length, side_by_side
 from editing.models import BaseModel
-from editing.tokenisation import pad, padding_id, tokenise, tokenise_with_target
+from editing.tokenisation import pad, padding_id, tokenise_prompts, tokenise_with_target
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,14 +29,14 @@ class AskedRows:
     @classmethod
     def targets(cls, base: BaseModel, prompts: Sequence[str], targets: Sequence[str]) -> AskedRows:
         """Each target read after its prompt, every token of it asked. Raises `TokenisationError` for a bad pair."""
-        rows = tokenise_with_target(base.tokenizer, list(zip(prompts, targets, strict=True)))
+        rows = tokenise_with_target(base.tokenizer, list(zip(prompts, targets, strict=True)), base.form)
         asked = [(row, place - 1, ids.ids[place]) for row, (ids, inside) in enumerate(rows) for place in inside]
         return cls.of([ids.ids[: inside[-1]] for ids, inside in rows], asked)
 
     @classmethod
     def ends(cls, base: BaseModel, prompts: Sequence[str]) -> AskedRows:
         """Each prompt with its end asked: the distribution of the next token."""
-        rows = [tokens.ids for tokens in tokenise(base.tokenizer, [prompt.rstrip() for prompt in prompts])]
+        rows = [tokens.ids for tokens in tokenise_prompts(base.tokenizer, prompts, base.form)]
         return cls.of(rows, [(row, len(ids) - 1, -1) for row, ids in enumerate(rows)])
 
     @classmethod
