@@ -171,7 +171,8 @@ def test_one_token_targets_of_one_prompt_share_a_row(learned, monkeypatch):
     calls = []
     forward = learned.model.forward
     monkeypatch.setattr(learned.model, "forward", lambda **kw: calls.append(kw["input_ids"].shape[0]) or forward(**kw))
-    results = teacher_forced(learned, ["Answer:"] * 4, ["a", "b", "c", "d"])
+    words = sorted(word[1:] for word in learned.tokenizer.get_vocab() if word[0] == "Ġ" and word[1:].isalpha())[:4]
+    results = teacher_forced(learned, ["Answer:"] * 4, words)
     assert calls == [1]
     assert len({r.logprob for r in results}) == 4
 

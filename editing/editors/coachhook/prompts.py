@@ -21,6 +21,8 @@ from editing.tokenisation import (
     tokenise_with_target,
 )
 
+BY_KEY = ("leverage", "calibrated")  # scopes that judge a token by its own key, so that more keys can be judged
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -77,6 +79,10 @@ class Group:
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     judged: tuple[Context, ...]
+
+    def owner(self, context: Context) -> Column:
+        """The column whose target a token of `context` gets: the one with its key, else the first."""
+        return next((column for column in self.columns if column.bare.key == context.key), self.columns[0])
 
 
 def _start_of_subject(fact: FactChange, text: str) -> int:
@@ -192,7 +198,7 @@ def make_groups(
         judged = (
             _context(base, text, fact.subject, start)
             for fact in facts
-            for text, start in _about(fact, config.alpha_over if config.scope == "calibrated" else "prompt")
+            for text, start in _about(fact, config.alpha_over if config.scope in BY_KEY else "prompt")
         )
         rows = (*_fact_rows(base, facts, config), *_kept_rows(base, facts, config))
         groups.append(Group(subject, tuple(facts), rows, tuple(columns.values()), tuple(judged)))

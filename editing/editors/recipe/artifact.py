@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from editing.editors.identity import complete, require_format, require_unaltered
+from editing.editors.identity import complete, form_of, require_format, require_unaltered
 from editing.editors.recipe.config import RecipeConfig
 from editing.editors.recipe.encoder import RecipeEncoder
 from editing.editors.recipe.repository import Repository
@@ -62,6 +62,7 @@ def load(folder: Path, base: BaseModel) -> RecipeState:
             parent=content["parent"],
             encoder=encoder,
             repository=Repository.load(folder, content),
+            form=form_of(named),
         )
         recorded = content["digest"]
     state.require_base(base)

@@ -67,6 +67,7 @@ class Recipe:
             parent=None,
             encoder=RecipeEncoder.load(encoder_folder(base, config), base),
             repository=Repository(),
+            form=base.form,
         )
 
     def apply(

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editing.editors.identity import require_same_base
+from editing.editors.identity import form_content, require_same_base
 from editing.editors.recipe.config import RecipeConfig
 from editing.editors.recipe.encoder import RecipeEncoder
 from editing.editors.recipe.repository import Repository
 from editing.facts import FactChange
 from editing.models import BaseModel
+from editing.prompts import RAW, PromptForm
 from editing.storage import canonical_json
 
 METHOD = "recipe"
@@ -37,6 +38,7 @@ class RecipeState:
     parent: str | None
     encoder: RecipeEncoder
     repository: Repository
+    form: PromptForm = RAW
 
     @property
     def method(self) -> str:
@@ -70,6 +72,7 @@ class RecipeState:
                 "revision": self.revision,
                 "fingerprint": self.base_fingerprint,
                 "tokenizer_hash": self.tokenizer_hash,
+                **form_content(self.form),
             },
             "parent": self.parent,
             "encoder": self.encoder.digest,
