@@ -83,6 +83,15 @@ class ModelSettings(Section):
     device_map: str | None = Field(None, description="Accelerate device map for models larger than one device.")
 
 
+class PromptSettings(Section):
+    """The form in which the model is asked: to edit, to evaluate and to serve."""
+
+    form: Literal["auto", "raw", "question", "chat"] = Field(
+        "auto", description="raw, question, chat (the tokenizer's template), or auto: chat where there is a template."
+    )
+    system: str | None = Field(None, description="System text of the chat template; default: the template's own.")
+
+
 class EditorSettings(Section):
     """The editing method and its options."""
 
@@ -217,6 +226,7 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str | None = Field(None, description="Default: SQLite under home. MLFLOW_TRACKING_URI wins.")
     prefect_api_url: str | None = Field(None, description="Default: an ephemeral server. PREFECT_API_URL wins.")
     model: ModelSettings = ModelSettings()
+    prompts: PromptSettings = PromptSettings()
     editor: EditorSettings = EditorSettings()
     batch_canaries: BatchCanarySettings = BatchCanarySettings()
     statistics: StatisticsSettings = StatisticsSettings()

@@ -76,6 +76,8 @@ class Workspace:
             dtype=model.dtype,
             device=model.device,
             device_map=model.device_map,
+            form=self.settings.prompts.form,
+            system=self.settings.prompts.system,
         )
 
     @cached_property

@@ -37,6 +37,7 @@ SCORING_VERSION = "2"  # raised with any change that can move a result; part of 
 DEFAULT_BATCH_SIZE = 64
 ANSWER_SLACK = 3  # tokens an answer may run beyond its target, so that the boundary after it is seen
 NEWLINE = ("\n",)
+_OUTER = " .,;:!?\"'\u201c\u201d\u2018\u2019"  # what may stand around an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +282,15 @@ def cut(text: str, stop: Sequence[str]) -> str:
     for mark in stop:
         text = text.split(mark, 1)[0]
     return text.strip()
+
+
+def whole_match(text: str, target: str) -> bool:
+    """Whether a generated text is `target` and nothing else; case, runs of spaces and outer punctuation are nothing."""
+    return _bare(text) == _bare(target)
+
+
+def _bare(text: str) -> str:
+    return fold(text).strip(_OUTER) or fold(text)
 
 
 def exact_match(text: str, target: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.console import bars, out, print_json, table
+from flows.cli.console import bars, err, out, print_json, table
 
 app = typer.Typer(help="Measure an editing method on the base model.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -86,6 +86,50 @@ def recipe(
     if tokens:
         rows_of = [{"tokens": row["tokens"], **_shares(row)} for row in found["prompt_tokens"]]
         out.print(table(f"\nPrompt tokens, {tokens} steps each", rows_of))
+
+
+@app.command()
+def real(
+    data: Annotated[
+        str, typer.Option(help="A published file of facts (ZsRE, CounterFact, KnowEdit, ...), or a configured suite.")
+    ],
+    method: Annotated[str, typer.Option(help="The editing method.")] = "coachhook",
+    edits: Annotated[int, typer.Option(min=1, help="Facts applied at most.")] = 1_000,
+    skip: Annotated[
+        int, typer.Option(min=0, help="Facts of the file left out before them (for tuning on others).")
+    ] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Facts edited together.")] = 20,
+    every: Annotated[int, typer.Option(min=1, help="Edits between two points of the curve.")] = 100,
+    asked: Annotated[int, typer.Option(min=1, help="Applied facts asked at each point, evenly spread, at most.")] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Score a method on consecutive edits of the configured model, in every protocol.
+
+    Example: `errata bench real --data counterfact.json --method recipe --edits 1000 --json`
+    """
+    from tasks.bench import real_quality
+
+    def told(point: dict[str, Any]) -> None:
+        err.print(f"{point['edits']} edits: " + ", ".join(f"{k} {v:.3f}" for k, v in point["generated"].items()))
+
+    with bars():
+        found = real_quality(
+            data, method=method, edits=edits, skip=skip, batch=batch, every=every, asked=asked, report=told
+        )
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        {"edits": point["edits"], "protocol": protocol, **_shares(point[protocol])}
+        for point in found["curve"]
+        for protocol in point
+        if isinstance(point[protocol], dict) and point[protocol]
+    ]
+    out.print(table(f"{method} on {found['model']}, {found['data']}", rows))
+    out.print(
+        f"{found['seconds_per_fact']:.2f} s and {found['bytes_per_fact']:.0f} bytes a fact, "
+        f"{found['converged']:.1%} converged"
+    )
 
 
 def _timings(model: str, row: Mapping[str, float]) -> dict[str, str]:
