@@ -107,13 +107,18 @@ class Workspace:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The method's options: those that come with a local model folder, and above them the settings'.
+        """The method's options: what fits the base, above it what comes with a local model folder, above all the
+        settings'.
 
         A method that is made of others takes theirs as tables under their names.
         """
         told = self.settings.editor.options
-        parts = {part: {**self.shipped_options(part), **told.get(part, {})} for part in self.editor.parts}
-        return {**self.shipped_options(self.settings.editor.method), **told, **parts}
+        parts = {part: {**self._given_options(part), **told.get(part, {})} for part in self.editor.parts}
+        return {**self._given_options(self.settings.editor.method), **told, **parts}
+
+    def _given_options(self, method: str) -> dict[str, Any]:
+        """A method's options that the settings need not name."""
+        return {**get_editor(method).defaults(self.base), **self.shipped_options(method)}
 
     def shipped_options(self, method: str) -> dict[str, Any]:
         """The options of a method that come with a local model folder, as `METHOD.json`."""

@@ -27,6 +27,10 @@ class Both:
     method = METHOD
     parts = (_COACHHOOK.method, _RECIPE.method)
 
+    def defaults(self, base: BaseModel) -> dict[str, Any]:
+        """None of its own; its parts have theirs."""
+        return {}
+
     def statistics_layers(self, config: BothConfig | Mapping[str, Any]) -> tuple[int, ...]:
         """Those of CoachHooK."""
         return _COACHHOOK.statistics_layers(config.coachhook if isinstance(config, BothConfig) else config["coachhook"])

@@ -31,6 +31,7 @@ from editing.editors.coachhook import artifact, reading
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.explain import explain
 from editing.editors.coachhook.leverage import LeverageGate
+from editing.editors.coachhook.presets import preset_layers
 from editing.editors.coachhook.prompts import Column, Context, Group, make_groups
 from editing.editors.coachhook.scope import (
     Hooks,
@@ -57,6 +58,10 @@ class CoachHook:
 
     method = METHOD
     parts: tuple[str, ...] = ()
+
+    def defaults(self, base: BaseModel) -> dict[str, Any]:
+        """The layers to edit: those of the papers for the models that they edit, else by relative depth."""
+        return {"layers": list(preset_layers(base.architecture.model_type, len(base.blocks)))}
 
     def statistics_layers(self, config: CoachHookConfig | Mapping[str, Any]) -> tuple[int, ...]:
         """The edited layers. Raises `ConfigError` when the config names none."""

@@ -44,6 +44,10 @@ class Recipe:
     method = METHOD
     parts: tuple[str, ...] = ()
 
+    def defaults(self, base: BaseModel) -> dict[str, Any]:
+        """None: which encoder is used is for the user, or the model's folder, to say."""
+        return {}
+
     def statistics_layers(self, config: RecipeConfig | Mapping[str, Any]) -> tuple[int, ...]:
         """None: RECIPE needs no statistics."""
         return ()
