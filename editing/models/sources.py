@@ -1,0 +1,64 @@
+"""Where a model comes from: a folder, a GGUF file, one inside an installed package, or a hub id."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from editing.errors import ModelError
+
+GGUF = ".gguf"
+PACKAGE = "package:"
+
+
+def looks_like_path(model_id: str) -> bool:
+    """Whether a text can only be meant as a place on disk: a hub id is `NAME` or `OWNER/NAME`."""
+    return model_id.startswith((".", "~", os.sep)) or model_id.count(os.sep) > 1 or model_id.lower().endswith(GGUF)
+
+
+def find_source(model_id: str) -> Path | None:
+    """The folder or GGUF file that `model_id` names; None for a hub id.
+
+    `package:NAME` is the only GGUF file of the installed package NAME, or its folder when it is laid
+    out like one of the hub; `package:NAME/PATH` is a file or folder inside it. The package is not
+    imported. Raises `ModelError` at once, without asking a hub, for what looks like a path and is
+    not there.
+    """
+    if model_id.startswith(PACKAGE):
+        return _in_package(model_id)
+    path = Path(model_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix.lower() != GGUF:
+            raise ModelError(f"{path} is neither a GGUF file nor a folder; give a {GGUF} file, or the model's folder")
+        return path
+    if looks_like_path(model_id):
+        raise ModelError(
+            f"there is no model at {path} (working directory {Path.cwd()}); give a GGUF file, a folder with "
+            "config.json and safetensors weights, the name of an imported model (`errata model list`), or a hub id"
+        )
+    return None
+
+
+def _in_package(model_id: str) -> Path:
+    name, _, inside = model_id.removeprefix(PACKAGE).partition("/")
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"{model_id!r} names no installed package; install {name!r}, or give the model's path")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    if inside:
+        found = find_source(os.fspath((folder / inside).resolve()))
+        assert found is not None  # an absolute path is found or refused
+        return found
+    if (folder / "config.json").is_file():
+        return folder
+    files = sorted(folder.rglob(f"*{GGUF}"))
+    if len(files) == 1:
+        return files[0]
+    there = ", ".join(str(file.relative_to(folder)) for file in files) or "none"
+    raise ModelError(
+        f"package {name!r} must hold one GGUF file or a config.json to be a model by itself (GGUF files: {there}); "
+        f"name the file or folder: {PACKAGE}{name}/PATH"
+    )
