@@ -79,7 +79,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Simpl
 
 
 @pytest.fixture(scope="session")
-def small_gguf(small_model: Callable[..., SimpleNamespace], tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def small_gguf(
+    small_model: Callable[..., SimpleNamespace], tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
     """The small Llama, and the `file` that llama.cpp's converter would make of it."""
     gguf = pytest.importorskip("gguf", reason="GGUF files need the extra 'gguf'")
     made = small_model("llama", tie_word_embeddings=False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from editing.errors import ModelError
-from editing.models.sources import GGUF
+from editing.model_ids import GGUF
 from editing.storage import canonical_json, read_json, tensors_digest, write_json
 
 # Config entries that say where a model came from or how it is run, not what it computes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,6 +24,8 @@ from editing.models.sources import find_source
 from editing.storage import canonical_json, tensors_digest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What transformers, safetensors and the readers of GGUF raise for files that are missing, cut short or unknown.
+_UNREADABLE = (OSError, ValueError, LookupError, NotImplementedError, struct.error, SafetensorError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +164,7 @@ def load_base_model(
             named, revision=revision, dtype=DTYPES[dtype], output_loading_info=True, **options, **placing
         )
         tokenizer = AutoTokenizer.from_pretrained(named, revision=revision, **options)
-    except (OSError, ValueError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         at = f" at revision {revision!r}" if revision else ""
         raise ModelError(
             f"model {model_id!r}{at} cannot be loaded: {error}; give a hub id, a GGUF file, or a folder with config, "
@@ -168,7 +172,7 @@ def load_base_model(
         ) from error
     if missing := sorted(told["missing_keys"]):
         raise ModelError(
-            f"model {model_id!r} lacks {len(missing)} of the weights of a {type(model).__name__} ({missing[0]!r}, ...); "
+            f"model {model_id!r} lacks {len(missing)} of the weights of a {type(model).__name__}, such as {missing[0]!r}; "
             "give the whole checkpoint of a causal language model"
         )
     if device_map is None:

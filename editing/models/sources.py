@@ -6,15 +6,13 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
 from editing.errors import ModelError
+from editing.model_ids import GGUF, PACKAGE, looks_like_path
 
-GGUF = ".gguf"
-PACKAGE = "package:"
-
-
-def looks_like_path(model_id: str) -> bool:
-    """Whether a text can only be meant as a place on disk: a hub id is `NAME` or `OWNER/NAME`."""
-    return model_id.startswith((".", "~", os.sep)) or model_id.count(os.sep) > 1 or model_id.lower().endswith(GGUF)
+_DESCRIBED = ("*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICEN[CS]E*", "COPYING*", "NOTICE*")
 
 
 def find_source(model_id: str) -> Path | None:
@@ -40,6 +38,25 @@ def find_source(model_id: str) -> Path | None:
             "config.json and safetensors weights, the name of an imported model (`errata model list`), or a hub id"
         )
     return None
+
+
+def fetch_model(hub_id: str, revision: str | None = None) -> Path:
+    """The folder in the hub's cache with a model's config, tokenizer, card and weights, fetched where missing.
+
+    PyTorch's own files are fetched only where there are no safetensors. Raises `ModelError` when the
+    model cannot be had.
+    """
+    try:
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=[*_DESCRIBED, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=[*_DESCRIBED, "*.bin"]))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise ModelError(
+            f"model {hub_id!r}{at} is no file or folder here, and cannot be had from the hub: {error}; check the name "
+            "and the network, or give a path"
+        ) from error
+    return folder
 
 
 def _in_package(model_id: str) -> Path:
