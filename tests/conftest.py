@@ -4,7 +4,6 @@ model in the layouts that models are published in."""
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 

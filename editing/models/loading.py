@@ -172,7 +172,7 @@ def load_base_model(
         ) from error
     if missing := sorted(told["missing_keys"]):
         raise ModelError(
-            f"model {model_id!r} lacks {len(missing)} of the weights of a {type(model).__name__}, such as {missing[0]!r}; "
+            f"model {model_id!r} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]!r}; "
             "give the whole checkpoint of a causal language model"
         )
     if device_map is None:

@@ -66,7 +66,7 @@ def test_a_package_with_one_model_is_one(package):
 
 @pytest.mark.parametrize("name", ["not_installed_at_all", "../etc", "json"])
 def test_a_package_that_is_not_there_is_said(name):
-    with pytest.raises(ModelError, match="names no installed package|must hold one GGUF file"):
+    with pytest.raises(ModelError, match=r"names no installed package|must hold one GGUF file"):
         find_source(f"package:{name}")
 
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_without_all_weights_is_refused(small_model, tmp_path):
     weights = load_file(tmp_path / "half" / "model.safetensors")
     del weights["model.layers.1.mlp.down_proj.weight"]
     save_file(weights, tmp_path / "half" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks 1 of the weights .*layers\.1\.mlp\.down_proj"):
+    with pytest.raises(ModelError, match=r"lacks 1 weights of a LlamaForCausalLM.*layers\.1\.mlp\.down_proj"):
         load_base_model(str(tmp_path / "half"))
 
 
