@@ -4,6 +4,8 @@ model in the layouts that models are published in."""
 import json
 import os
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,17 +79,12 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Simpl
     return make
 
 
-@pytest.fixture(scope="session")
-def small_gguf(
-    small_model: Callable[..., SimpleNamespace], tmp_path_factory: pytest.TempPathFactory
-) -> SimpleNamespace:
-    """The small Llama, and the `file` that llama.cpp's converter would make of it."""
+def _write_gguf(made: SimpleNamespace, file: Path, scaling: str | None = None) -> Path:
+    """The file that llama.cpp's converter would make of a small Llama."""
     gguf = pytest.importorskip("gguf", reason="GGUF files need the extra 'gguf'")
-    made = small_model("llama", tie_word_embeddings=False)
-    made.file = tmp_path_factory.mktemp("packed") / "small.F32.gguf"
     config, vocabulary = made.model.config, sorted(made.tokenizer.get_vocab().items(), key=lambda item: item[1])
     special = set(made.tokenizer.all_special_tokens)
-    writer = gguf.GGUFWriter(made.file, "llama")
+    writer = gguf.GGUFWriter(file, "llama")
     writer.add_name("Small")
     writer.add_license("apache-2.0")
     writer.add_block_count(config.num_hidden_layers)
@@ -98,6 +95,8 @@ def small_gguf(
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_rope_freq_base(10000.0)
     writer.add_rope_dimension_count(config.head_dim)
+    if scaling:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(len(vocabulary))
     writer.add_tokenizer_model("gpt2")
@@ -106,8 +105,8 @@ def small_gguf(
     writer.add_token_types(
         [int(gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL) for token, _ in vocabulary]
     )
-    content = json.loads(made.tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_token_merges([" ".join(pair) for pair in content])
+    merges = json.loads(made.tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_bos_token_id(made.tokenizer.bos_token_id)
     writer.add_eos_token_id(made.tokenizer.eos_token_id)
     writer.add_add_bos_token(False)
@@ -124,4 +123,15 @@ def small_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return file
+
+
+@pytest.fixture(scope="session")
+def small_gguf(
+    small_model: Callable[..., SimpleNamespace], tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
+    """The small Llama, its GGUF `file`, and `write(file, scaling)` for another."""
+    made = small_model("llama", tie_word_embeddings=False)
+    made.write = partial(_write_gguf, made)
+    made.file = made.write(tmp_path_factory.mktemp("packed") / "small.F32.gguf")
     return made

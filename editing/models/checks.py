@@ -72,7 +72,7 @@ def _check_tokenizer(base: BaseModel) -> torch.Tensor:
             f"the tokenizer of {base.model_id!r} loses {missed[0]!r} of {SENTENCE!r}; facts could not be found among "
             "its tokens: use the model's own fast tokenizer"
         )
-    rows = base.model.get_input_embeddings().weight.shape[0]
+    rows = base.model.get_input_embeddings().get_parameter("weight").shape[0]
     if (largest := max(tokens.ids)) >= rows or len(base.tokenizer) > rows:
         raise ModelError(
             f"the tokenizer of {base.model_id!r} has ids up to {max(largest, len(base.tokenizer) - 1)}, the model has "
@@ -108,7 +108,7 @@ def _coachhook(base: BaseModel) -> str:
 def _recipe(base: BaseModel, ids_1T: torch.Tensor, logits_TV: torch.Tensor) -> str:
     """RECIPE puts vectors before the embeddings of a question, and trains them through the body and the head."""
     embeddings = base.model.get_input_embeddings()
-    head = base.model.get_output_embeddings() if base.architecture is None else base.head
+    head = base.head
     if embeddings is None or head is None:
         return "it has no input embeddings, or no head, that a prompt of vectors could be trained through"
     try:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from huggingface_hub import metadata_load
 
 from editing.model_ids import GGUF
+from editing.models.sources import read_gguf
 
 UNKNOWN = "unknown"
 FILES = re.compile(r"(LICEN[CS]E|COPYING|NOTICE)([.\-_].*)?", re.IGNORECASE)
@@ -53,13 +54,9 @@ def licence_of(source: Path) -> Licence:
 
 
 def _from_gguf(file: Path) -> str | None:
-    from gguf import GGUFReader  # an extra
-
-    fields = GGUFReader(file).fields
-    for name in ("general.license.name", "general.license"):
-        if name in fields and (told := str(fields[name].contents()).strip()) and told.lower() != "other":
-            return told
-    return None
+    metadata = read_gguf(file)
+    told = (str(metadata.get(name, "")).strip() for name in ("general.license.name", "general.license"))
+    return next((name for name in told if name and name.lower() != "other"), None)
 
 
 def _from_card(card: Path) -> str | None:

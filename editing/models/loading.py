@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from editing.errors import ModelError
 from editing.models.architectures import ARCHITECTURES, Architecture, architecture_of, unknown_architecture
 from editing.models.fingerprint import RememberedDigest, Weights, fingerprint_of, read_weight
-from editing.models.sources import find_source
+from editing.models.sources import find_source, read_gguf
 from editing.storage import canonical_json, tensors_digest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -74,7 +74,8 @@ class BaseModel:
         """Where inputs go."""
         embeddings = self.model.get_input_embeddings()
         if embeddings.weight.device.type == "meta":  # offloaded: accelerate's hook brings it to where it is run
-            return torch.device(embeddings._hf_hook.execution_device)  # type: ignore[union-attr, arg-type]
+            hook: Any = embeddings._hf_hook
+            return torch.device(hook.execution_device)
         return embeddings.weight.device  # type: ignore[return-value]
 
     def down_projection(self, layer: int) -> nn.Module:
@@ -190,6 +191,7 @@ def _arguments(model_id: str, source: Path | None) -> tuple[str, dict[str, Any]]
     missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
     if missing:
         raise ModelError(f"{source} needs {' and '.join(missing)} to be read: pip install 'errata[gguf]'")
+    read_gguf(source)
     return str(source.parent), {"gguf_file": source.name}
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from transformers.integrations.gguf import read_gguf_metadata
 
 from editing.errors import ModelError
 from editing.model_ids import GGUF, PACKAGE, looks_like_path
@@ -57,6 +60,25 @@ def fetch_model(hub_id: str, revision: str | None = None) -> Path:
             "and the network, or give a path"
         ) from error
     return folder
+
+
+def read_gguf(file: Path) -> dict[str, Any]:
+    """The metadata of a GGUF file; of its lists of words only the lengths.
+
+    Raises `ModelError` when it is none or is cut short, or when transformers would load another model
+    than the file holds: it leaves out the scaling of rotary positions (Llama 3.1 and later).
+    """
+    try:
+        metadata, tensors = read_gguf_metadata(str(file))
+    except (OSError, ValueError, struct.error) as error:
+        raise ModelError(f"{file} cannot be loaded: {error}; give a whole GGUF file") from error
+    scaling = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")
+    if scaling != "none" or "rope_freqs.weight" in tensors:
+        raise ModelError(
+            f"{file} scales its rotary positions, which transformers does not read from a GGUF file: it would compute "
+            "something else; give the same model as a folder of safetensors, or its hub id"
+        )
+    return metadata
 
 
 def _in_package(model_id: str) -> Path:

@@ -89,6 +89,12 @@ def test_a_damaged_gguf_file_is_said(small_gguf, tmp_path):
             load_base_model(str(tmp_path / name))
 
 
+def test_a_gguf_file_that_would_be_loaded_as_another_model_is_refused(small_gguf, tmp_path):
+    file = small_gguf.write(tmp_path / "scaled.gguf", scaling="linear")
+    with pytest.raises(ModelError, match=r"scaled\.gguf scales its rotary positions.*folder of safetensors"):
+        load_base_model(str(file))
+
+
 def test_damaged_weights_are_said(small_model, tmp_path):
     shutil.copytree(small_model("llama").folder, tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
