@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from editing.errors import ModelError
 from editing.model_ids import PACKAGE
 from editing.models import BaseModel, load_base_model
@@ -145,14 +143,14 @@ def imported_models(settings: Settings) -> list[ImportedModel]:
 def read_model(folder: Path) -> ImportedModel:
     """What is known of the model in `folder`: its record, or what its own files say.
 
-    Raises `ModelError` when a record is damaged or from a later version.
+    Raises `ModelError` when there is neither, or a record is damaged or from a later version.
     """
     record = folder / RECORD
     if not record.is_file():
         licence = licence_of(folder)
-        config = AutoConfig.from_pretrained(folder)
+        architecture = read_json(folder / "config.json", ModelError).get("model_type", UNKNOWN)
         return ImportedModel(
-            name=folder.name, architecture=config.model_type, licence=licence.name, licence_read_in=licence.read_in
+            name=folder.name, architecture=architecture, licence=licence.name, licence_read_in=licence.read_in
         )
     told = read_json(record, ModelError)
     if told.pop("format", None) != FORMAT:
