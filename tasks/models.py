@@ -200,6 +200,8 @@ def _checked_name(name: str) -> str:
 def _write(base: BaseModel, folder: Path, source: Path) -> None:
     """The model in the layout of a hub, with the licence files of its source."""
     base.model.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):  # safetensors writes for its owner alone
+        path.chmod((folder / "config.json").stat().st_mode)
     base.tokenizer.save_pretrained(folder)
     for path in licence_files(source):
         shutil.copyfile(path, folder / path.name)

@@ -73,10 +73,13 @@ def _check_tokenizer(base: BaseModel) -> torch.Tensor:
             "its tokens: use the model's own fast tokenizer"
         )
     rows = base.model.get_input_embeddings().get_parameter("weight").shape[0]
-    if (largest := max(tokens.ids)) >= rows or len(base.tokenizer) > rows:
+    # transformers gives the tokenizer of some GGUF files a special token more, which no text of ours has
+    special = {str(token) for token in base.tokenizer.added_tokens_decoder.values() if token.special}
+    beyond = {place: token for token, place in base.tokenizer.get_vocab().items() if place >= rows}
+    if max(tokens.ids) >= rows or set(beyond.values()) - special:
         raise ModelError(
-            f"the tokenizer of {base.model_id!r} has ids up to {max(largest, len(base.tokenizer) - 1)}, the model has "
-            f"{rows} embeddings; give the tokenizer that belongs to the model"
+            f"the tokenizer of {base.model_id!r} has ids up to {max(beyond)}, the model has {rows} embeddings; give "
+            "the tokenizer that belongs to the model"
         )
     return torch.tensor([tokens.ids], device=base.device)
 

@@ -19,7 +19,15 @@ from editing.model_ids import GGUF
 from editing.storage import canonical_json, read_json, tensors_digest, write_json
 
 # Config entries that say where a model came from or how it is run, not what it computes.
-_NOT_IDENTITY = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+_NOT_IDENTITY = (
+    "_name_or_path",
+    "_model_name_or_path",  # a GGUF file's own name for it
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
 _WEIGHTS = (".safetensors", ".bin", GGUF)
 _READ = ("config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 # A file written later than this before it was read may change again without a change of its times.

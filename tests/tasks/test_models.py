@@ -46,7 +46,8 @@ def test_a_gguf_file_becomes_a_folder_that_is_the_same_model(settings, small_ggu
     assert found.fingerprint == copy.fingerprint == original.fingerprint
     assert found.tokenizer_hash == copy.tokenizer_hash == original.tokenizer_hash
     ids = torch.arange(2, 30)[None]
-    assert torch.equal(copy.model(ids).logits, original.model(ids).logits)
+    torch.testing.assert_close(copy.model(ids).logits, original.model(ids).logits)
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     assert copy.tokenizer.chat_template == small_gguf.tokenizer.chat_template
     assert (found.architecture, found.licence, found.licence_read_in) == ("llama", "apache-2.0", "GGUF metadata")
     assert (found.template, found.end_token, found.dtype) == ("renders", "<|end|>", "float32")
