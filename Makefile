@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[lm-eval,dask]' --group dev
+	$(PIP) --editable '.[lm-eval,dask,gguf]' --group dev
 	touch $@
 
 night: $(READY)  ## replay history on the Almanac: the first six nights, or NIGHTS=all

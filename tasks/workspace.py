@@ -24,6 +24,7 @@ from editing.evals.lanes import Lanes
 from editing.evals.requests import RequestBook
 from editing.evals.scorer import Scorer, open_scorer, score_folder
 from editing.models import BaseModel, load_base_model
+from editing.models.sources import find_source
 from editing.statistics import SecondMoments
 from editing.storage import read_json
 from tasks.ledger import Ledger, VersionRecord
@@ -78,6 +79,7 @@ class Workspace:
             device_map=model.device_map,
             form=self.settings.prompts.form,
             system=self.settings.prompts.system,
+            fingerprints=self.settings.cache / "fingerprints",
         )
 
     @cached_property
@@ -143,8 +145,12 @@ class Workspace:
 
     @property
     def _model_path(self) -> str:
+        """What the base is loaded from. Raises `ModelError` for a place on disk that is not there."""
         model_id = self.settings.model.id
-        return str(MODEL) if model_id == ALMANAC else model_id
+        if model_id == ALMANAC:
+            return str(MODEL)
+        find_source(model_id)
+        return model_id
 
     # States
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from flows.cli import almanac, bench, champion, evals, explain, facts, feed, recipe
+from flows.cli import almanac, bench, champion, evals, explain, facts, feed, model, recipe
 from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, table
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
 
@@ -29,6 +29,7 @@ app.add_typer(champion.app)
 app.add_typer(facts.app)
 app.add_typer(explain.app)
 app.add_typer(feed.app, name="feed")
+app.add_typer(model.app, name="model")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(bench.app, name="bench")
 app.add_typer(almanac.app, name="almanac")

@@ -62,6 +62,29 @@ def test_mistakes_are_one_sentence(errata, monkeypatch):
     assert (code, "did you mean" in told) == (1, True)
 
 
+def test_model_commands(errata, small_model, monkeypatch):
+    assert "`errata model import SOURCE` brings one" in errata("model", "list")[1]
+    made = small_model("llama")
+    code, out, _ = errata("model", "import", made.folder, "--name", "small")
+    assert code == 0
+    for words in ("llama", "mit (README.md)", "renders", "with offsets", "memory to edit", "about", 'id = "small"'):
+        assert words in out
+    told = json.loads(errata("model", "import", made.folder, "--name", "small", "--json")[1])
+    assert told["bytes"] > told["memory"]["weights"] == 4 * told["parameters"] > 0
+    assert told["memory"]["editing"] > told["memory"]["weights"]
+    assert (told["used"], told["methods"]) == (False, {"coachhook": "yes", "recipe": "yes"})
+    _, out, _ = errata("model", "list")
+    assert "None of them" in out
+    assert told["source_digest"][:12] in out
+    monkeypatch.setenv("ERRATA_MODEL__ID", "small")
+    assert [each["used"] for each in json.loads(errata("model", "list", "--json")[1])["models"]] == [True]
+    assert "* is the one that errata.toml uses" in errata("model", "list")[1]
+    assert errata("ask", "Who leads Arden?", "--version", "base")[0] == 0
+    code, out, told = errata("model", "import", made.folder / "missing", "--json")
+    assert (code, out) == (1, "")
+    assert told.splitlines()[-1].startswith("error: there is no model at")
+
+
 def test_feed_commands(errata, change, tmp_path):
     feed = tmp_path / "feed.parquet"
     write_feed([change("Arden", "Hal Birch", "2018-01-05"), change("Belmont", "Ben Hale", "2018-01-05")], feed)

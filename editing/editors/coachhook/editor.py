@@ -60,7 +60,10 @@ class CoachHook:
     parts: tuple[str, ...] = ()
 
     def defaults(self, base: BaseModel) -> dict[str, Any]:
-        """The layers to edit: those of the papers for the models that they edit, else by relative depth."""
+        """The layers to edit: those of the papers for the models that they edit, else by relative depth; none where
+        the architecture is unknown."""
+        if base.architecture is None:
+            return {}
         return {"layers": list(preset_layers(base.architecture.model_type, len(base.blocks)))}
 
     def statistics_layers(self, config: CoachHookConfig | Mapping[str, Any]) -> tuple[int, ...]:
