@@ -1,5 +1,5 @@
 # The project's vocabulary. `make night` on a fresh machine needs Python 3.11 or newer and nothing else.
-.PHONY: help setup night test slow ui check format clean
+.PHONY: help setup night test slow processors ui check format clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -7,7 +7,8 @@ NIGHTS ?= 6
 BIN := .venv/bin
 READY := .venv/.ready
 # A process per core, each with files of its own; four at most, since each starts servers of its own.
-TEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+WORKERS := -n auto --maxprocesses 4 --dist loadfile
+TEST := $(BIN)/python -m pytest $(WORKERS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:  ## list these targets
@@ -32,6 +33,9 @@ test: $(READY)  ## run the tests
 slow: $(READY)  ## run the tests that take minutes each
 	$(TEST) -m slow
 	$(BIN)/python -m pytest -m speed
+
+processors: $(READY)  ## run the tests with a model as other processors round, with one thread and two
+	$(BIN)/python tests/processors.py --threads 1 2 -- $(WORKERS) -m 'model and not slow and not speed'
 
 ui: $(READY)  ## open Prefect's and MLflow's pages on what the nights left behind
 	$(BIN)/errata ui
