@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -17,6 +17,8 @@ from editing.bench.real import bench_real
 from editing.bench.recipe import ASKED, Crowd, bench_lifelong, bench_recipe, gated_configs
 from editing.bench.recipe_speed import measure_recipe_speed
 from editing.bench.replay import History
+from editing.bench.self_text import compare_corpora
+from editing.bench.statistics_speed import measure_statistics
 from editing.editors import get_editor
 from editing.editors.base import EditState
 from editing.editors.recipe import RecipeConfig, RecipeEncoder, train_encoder
@@ -30,6 +32,8 @@ from tasks.feed.reading import read_feed
 from tasks.plots import prompt_tokens
 from tasks.progress import reporter
 from tasks.recipe.plan import edit_source, plan_training
+from tasks.self_text import open_self_text
+from tasks.statistics import open_corpus, read_texts
 from tasks.suites import configured_suites, suite_path, suite_sources
 from tasks.workspace import Workspace, method_in_force, open_workspace
 
@@ -174,8 +178,7 @@ def _as_question(fact: FactChange) -> FactChange:
 def recipe_speed(rows: int) -> dict[str, Any]:
     """Adding, finding among `rows` rows and a tenth of them, and answering, as plain JSON types."""
     space = open_workspace()
-    with method_in_force("coachhook"):
-        layers = open_workspace().layers
+    layers = _edited_layers()
     sizes = sorted({max(1_000, rows // 10), rows})
     stream = filling_stream(load_world())
     return measure_recipe_speed(
@@ -215,6 +218,41 @@ def recipe_tokens(steps: int) -> list[dict[str, Any]]:
         )
         found.append({"tokens": tokens, **validate(space.base, encoder, source.validation())})
     return found
+
+
+def statistics_speed(corpus: Path | None, layers: Sequence[int] | None, tokens: int, repeats: int) -> dict[str, Any]:
+    """The statistics' speed on a file's texts, or the configured ones, as plain JSON types."""
+    space = open_workspace()
+    texts = read_texts(corpus) if corpus else open_corpus(space.settings, space.base, reporter()).texts
+    return measure_statistics(
+        space.base,
+        texts,
+        layers or _edited_layers(),
+        tokens=tokens,
+        max_length=space.settings.statistics.max_length,
+        repeats=repeats,
+        progress=reporter(),
+    )
+
+
+def self_text_quality(corpus: Path, layers: Sequence[int] | None, tokens: int) -> list[dict[str, Any]]:
+    """How far the statistics over the base's own text are from those over a file's, as plain JSON types."""
+    space = open_workspace()
+    return compare_corpora(
+        space.base,
+        open_self_text(space.settings, space.base, reporter()).texts,
+        read_texts(corpus),
+        layers or _edited_layers(),
+        tokens=tokens,
+        max_length=space.settings.statistics.max_length,
+        progress=reporter(),
+    )
+
+
+def _edited_layers() -> Sequence[int]:
+    """The layers that CoachHooK edits under the settings."""
+    with method_in_force("coachhook"):
+        return open_workspace().layers
 
 
 def draw_prompts(path: Path) -> None:

@@ -116,7 +116,10 @@ class BatchCanarySettings(Section):
 class StatisticsSettings(Section):
     """The text sample that second moments are computed over."""
 
-    corpus: Path | None = Field(None, description="Text or Parquet file; the Almanac has its own.")
+    corpus: Path | None = Field(
+        None, description="Text or Parquet file; default: the Almanac has its own, another model writes it by itself."
+    )
+    self_text_tokens: int = Field(50_000, ge=1, description="Tokens that a model writes by itself without a corpus.")
     max_tokens: int = Field(100_000, ge=1, description="Tokens taken, at most.")
     max_length: int = Field(256, ge=1, description="Tokens of one text, at most.")
     background_keys: int = Field(2048, ge=1, description="Keys kept as the background of a calibrated scope.")
@@ -296,6 +299,11 @@ class Settings(BaseSettings):
     def nights(self) -> Path:
         """Reports and plots by night."""
         return self.home / "nights"
+
+    @property
+    def corpora(self) -> Path:
+        """Texts that models wrote by themselves, by what they depend on."""
+        return self.home / "corpora"
 
     @property
     def cache(self) -> Path:

@@ -15,7 +15,11 @@ from editing.errors import ModelError
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 EDITED_LAYERS = 3
 SERVED_TOKENS = 1024
-BATCH, BATCH_TOKENS = 16, 256  # of the statistics' passes
+RUNTIME = 450_000_000  # Python with torch and transformers, before anything is loaded
+PASS_TOKENS = 2048  # of the statistics' passes
+BACKGROUND_KEYS = 2048
+ROWS_PER_FACT, TAIL_TOKENS, ASKED_TOKENS = 2, 12, 4  # prompt and essence; from the subject's end on; with a loss
+MICRO_BATCH = 2048 * 2**20  # CoachHooK's `memory_mib`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +76,7 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Peak memory in bytes: of the weights alone, of serving, of editing with CoachHooK, of its statistics."""
+    """Peak memory of a process in bytes: of the weights alone, of serving, of editing with CoachHooK, of statistics."""
 
     weights: int
     serving: int
@@ -80,33 +84,40 @@ class Costs:
     statistics: int
 
 
-def estimate_costs(shape: ModelShape, *, facts: int, dtype: str) -> Costs:
+def estimate_costs(
+    shape: ModelShape, *, facts: int, dtype: str, edited: int = EDITED_LAYERS, passed: int = PASS_TOKENS
+) -> Costs:
     """Memory of a model of `shape` with weights in `dtype` on one device; `facts` are edited in one batch.
 
-    Serving is the weights, the keys and values of one sequence of `SERVED_TOKENS`, `2 L T kv`, and its
-    logits. Statistics add the float32 moments `[F, F]` of `EDITED_LAYERS` layers and one pass over
-    `BATCH` texts of `BATCH_TOKENS`. Editing adds for each edited layer the hook's weight `[D, F]`, its
-    original in float32 and the accumulated moments, and the float64 system and factor of one solve
-    `[F, F]`; for each fact a target with its gradient and Adam's two moments `[D]`, and the states and
-    logits of `BATCH_TOKENS` tokens. These are MEMIT's closed form (arXiv 2210.07229, equation 14) as
-    this project solves it. Raises `ModelError` for a dtype that is unknown.
+    Every figure has the process itself (`RUNTIME`) and the weights. Serving adds the keys and values of one
+    sequence of `SERVED_TOKENS`, `2 L T kv`, and its logits. Statistics of `edited` layers add for each the float64
+    sums and the float32 moments `[F, F]` and the background `[S, F]`, the two float64 copies that one layer's
+    moments are made with, and one pass over `passed` tokens: a few tensors of width D and of F, and the keys of all
+    layers. Editing adds for each layer the statistics, the hook's weight `[D, F]` and the accumulated
+    moments before and after the batch, and the larger of the five float64 `[F, F]` of one solve (MEMIT, arXiv
+    2210.07229, equation 14) and one micro-batch: what a backward pass keeps of the upper three quarters of the
+    layers for the `TAIL_TOKENS` of `ROWS_PER_FACT` rows a fact, and the logits of those that are asked,
+    `MICRO_BATCH` at most. Raises `ModelError` for a dtype that is unknown.
     """
     if dtype not in BYTES:
         raise ModelError(f"dtype {dtype!r} is unknown; use one of {', '.join(BYTES)}")
     size = BYTES[dtype]
     weights = shape.parameters * size
+    held = RUNTIME + weights
     cache = 2 * shape.layers * shape.kv_width * SERVED_TOKENS * size
-    layers = min(EDITED_LAYERS, shape.layers)
-    moments = layers * shape.inner**2 * 4
-    one_pass = BATCH * BATCH_TOKENS * (2 * shape.inner + 6 * shape.width) * size
-    hooks = layers * 2 * shape.width * shape.inner * 4
-    solve = 2 * shape.inner**2 * 8
-    targets = facts * (4 * shape.width * 4 + BATCH_TOKENS * (6 * shape.width + 2 * shape.inner) * size)
+    layers = min(edited, shape.layers)
+    square, background = shape.inner**2, BACKGROUND_KEYS * shape.inner * 4
+    one_pass = passed * ((4 + layers) * shape.inner + 8 * shape.width) * size
+    statistics = layers * (square * 12 + 2 * background) + 2 * square * 8
+    moments = layers * (3 * square * 4 + background + 2 * shape.width * shape.inner * 4)
+    above = shape.layers - shape.layers // 4
+    tail = facts * ROWS_PER_FACT * TAIL_TOKENS * above * (10 * shape.width + 4 * shape.inner) * size
+    logits = facts * ROWS_PER_FACT * ASKED_TOKENS * shape.vocabulary * 4 * 4
     return Costs(
         weights=weights,
-        serving=weights + cache + shape.vocabulary * 4,
-        editing=weights + moments + hooks + solve + targets,
-        statistics=weights + moments + one_pass,
+        serving=held + cache + shape.vocabulary * 4,
+        editing=held + moments + max(5 * square * 8, min(tail + logits, MICRO_BATCH)),
+        statistics=held + statistics + one_pass,
     )
 
 

@@ -132,6 +132,69 @@ def real(
     )
 
 
+@app.command()
+def statistics(
+    corpus: Annotated[Path | None, typer.Option(help="Texts to measure on; default: the settings' corpus.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="A layer; may be repeated. Default: the edited ones.")] = None,
+    tokens: Annotated[int, typer.Option(min=100, help="Tokens of each sample, at most.")] = 10_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each way is timed; the shortest counts.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Time the second-moment statistics against the plain way, over texts of several lengths.
+
+    Example: `errata bench statistics --json`
+    """
+    from tasks.bench import statistics_speed
+
+    with bars():
+        found = statistics_speed(corpus, layer, tokens, repeats)
+    if as_json:
+        print_json(found)
+        return
+    columns = {
+        "lengths": "tokens of a text",
+        "speedup": "speedup",
+        "speedup_by_processor_time": "by processor time",
+        "tokens_per_second": "tokens a second",
+        "plain_tokens_per_second": "the plain way",
+        "padding": "its padding",
+        "difference": "largest difference",
+    }
+    rows = [
+        {name: f"{row[name]:.3g}" if isinstance(row[name], float) else row[name] for name in columns}
+        for row in found["by_lengths"]
+    ]
+    out.print(table(f"{found['model']}, layers {found['layers']}, {found['threads']} threads", rows, columns))
+
+
+@app.command("self-text")
+def self_text(
+    corpus: Annotated[Path, typer.Argument(help="Real texts: one a line, or the column 'text' of a Parquet file.")],
+    layer: Annotated[list[int] | None, typer.Option(help="A layer; may be repeated. Default: the edited ones.")] = None,
+    tokens: Annotated[int, typer.Option(min=100, help="Tokens of each sample, at most.")] = 20_000,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the statistics over what the model writes by itself with those over a real text.
+
+    Real text is halved: each half's statistics are judged by the other half, as the model's own are.
+
+    Example: `errata bench self-text articles.txt --json`
+    """
+    from tasks.bench import self_text_quality
+
+    with bars():
+        found = self_text_quality(corpus, layer, tokens)
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        {"layer": row["layer"], "text": name, **{key: f"{value:.3g}" for key, value in row[name].items()}}
+        for row in found
+        for name in ("own", "real")
+    ]
+    out.print(table("Second moments against those of held-out real text", rows))
+
+
 def _timings(model: str, row: Mapping[str, float]) -> dict[str, str]:
     return {"model": model, **{name: f"{value:.3f}" for name, value in row.items()}}
 

@@ -133,7 +133,11 @@ def test_a_day_with_the_commands(errata, home, change):
     code, out, told = errata("retract", life["fact_id"][:8], "--reason", "wrong source", "--as-of", "2018-02-28")
     assert (code, out.strip()) == (0, "1 facts taken back; version 2 serves"), told
     assert errata("retract", life["fact_id"][:8])[0] == 1
-    assert errata("stats", "--json")[0] == 0
+    assert json.loads(errata("stats", "--json")[1])["corpus"].endswith("corpus.txt")
+    planned = json.loads(errata("plan", "--facts", "30", "--json")[1])
+    assert planned["shape"]["layers"] == 4
+    assert set(planned["costs"]) == {"statistics", "editing", "evals", "serving"}
+    assert "give a hub id, a folder, or one of the shapes" in errata("plan", "--model", home)[2]
 
     code, out, told = errata("eval", "--against", "base", "--save", home / "report", "--json")
     assert code == 0, told
