@@ -99,7 +99,7 @@ def import_model(
     settings.models.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=settings.models, prefix=".part-") as part:
         folder = Path(part) / "model"
-        base = load_base_model(str(found), dtype=dtype)
+        base = load_base_model(str(found), dtype=dtype, form="raw")
         checks = check_model(base)
         licence = licence_of(found)
         shape = ModelShape.of_config(base.model.config)
@@ -208,7 +208,7 @@ def _write(base: BaseModel, folder: Path, source: Path) -> None:
 
 
 def _check_copy(folder: Path, dtype: str, identity: tuple[str, str]) -> None:
-    copy = load_base_model(str(folder), dtype=dtype)
+    copy = load_base_model(str(folder), dtype=dtype, form="raw")
     for what, before, after in zip(
         ("weights or config", "tokenizer"), identity, (copy.fingerprint, copy.tokenizer_hash), strict=True
     ):
