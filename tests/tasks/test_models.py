@@ -145,7 +145,7 @@ def test_a_template_that_does_not_render_is_said(small_model, template, told):
     made = small_model("llama")
     made.tokenizer.chat_template = template
     made.tokenizer.save_pretrained(made.folder)
-    assert check_model(load_base_model(str(made.folder))).template.startswith(told, form="raw")
+    assert check_model(load_base_model(str(made.folder), form="raw")).template.startswith(told)
 
 
 def test_an_unknown_architecture_leaves_recipe(settings, small_model):
