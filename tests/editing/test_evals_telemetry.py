@@ -40,7 +40,7 @@ FACT = FactChange(
 )
 
 
-@pytest.fixture(scope="module", params=["calibrated", "sequence", "always"])
+@pytest.fixture(scope="module", params=["leverage", "calibrated", "sequence", "always"])
 def edited(request, tiny_base, corpus):
     base, editor = tiny_base("gpt2"), get_editor("coachhook")
     moments = compute_second_moments(base, corpus, QUICK["layers"], n_background=200)
