@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,8 +19,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from editing.errors import FactError
+from editing.templates import SLOT, count_slots, fill, slot_start
 
-SLOT = "{}"
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -72,8 +73,11 @@ class PortabilityPrompt:
 
 
 def fold(text: str) -> str:
-    """`text` as keys compare it: outer and repeated spaces removed, case folded."""
-    return " ".join(text.split()).casefold()
+    """`text` as keys compare it: outer and repeated spaces removed, case folded, in the Unicode normal form NFC."""
+    spaced = " ".join(text.split())
+    if spaced.isascii():
+        return spaced.casefold()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", spaced).casefold())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +85,8 @@ class FactChange:
     """One row of a feed.
 
     `prompt` holds one `{}` where the subject goes and ends where the answer begins; `rephrases`
-    are whole prompts, or templates with a `{}` of their own. `source_rank` 0 is the most trusted.
-    Times are timezone-aware and kept in UTC.
+    are whole prompts, or templates with a `{}` of their own. In both, braces that are text are written as
+    `editing.templates` says. `source_rank` 0 is the most trusted. Times are timezone-aware and kept in UTC.
     """
 
     operation: Operation = Operation.ASSERT
@@ -106,16 +110,22 @@ class FactChange:
         if self.operation is Operation.ASSERT:
             if not self.target.strip():
                 raise FactError(f"target of {self.subject!r} / {self.relation!r} is empty; an assertion needs one")
-            if self.prompt.count(SLOT) != 1:
+            if (slots := count_slots(self.prompt)) != 1:
                 raise FactError(
-                    f"prompt {self.prompt!r} has {self.prompt.count(SLOT)} subject slots; write exactly one {{}}"
+                    f"prompt {self.prompt!r} has {slots} subject slots; write exactly one {SLOT}, and \\{SLOT} for "
+                    "braces that are text"
                 )
         for name in ("effective_at", "observed_at"):
             time = getattr(self, name)
             if time.tzinfo is None:
                 raise FactError(f"{name} {time} of {self.subject!r} has no time zone; use UTC")
             if time.tzinfo is not UTC:
-                object.__setattr__(self, name, time.astimezone(UTC))
+                try:
+                    object.__setattr__(self, name, time.astimezone(UTC))
+                except OverflowError as error:
+                    raise FactError(
+                        f"{name} {time} of {self.subject!r} is outside the years 1 to 9999 in UTC"
+                    ) from error
 
     @cached_property
     def key(self) -> FactKey:
@@ -140,12 +150,17 @@ class FactChange:
     @property
     def question(self) -> str:
         """The edit prompt with the subject in its slot."""
-        return self.prompt.replace(SLOT, self.subject)
+        return fill(self.prompt, self.subject)
+
+    @property
+    def subject_start(self) -> int:
+        """The character of `question` where the subject begins."""
+        return slot_start(self.prompt)
 
     @property
     def paraphrases(self) -> tuple[str, ...]:
         """The rephrased prompts with the subject in any slot they have."""
-        return tuple(text.replace(SLOT, self.subject) for text in self.rephrases)
+        return tuple(fill(text, self.subject) for text in self.rephrases)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, times in ISO 8601; `from_dict` is the inverse.

@@ -1,5 +1,14 @@
 """The errors of the tasks floor: one base class, each also a builtin that callers may expect."""
 
+import re
+
+_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^@]*(?=@)")
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown: `***` in place of the password of its user."""
+    return _PASSWORD.sub(r"\1:***", url)
+
 
 class TasksError(Exception):
     """Base class of every error that `tasks` raises on purpose."""

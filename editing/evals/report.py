@@ -32,7 +32,10 @@ def content_digest(content: Any) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemOutcome:
-    """One item under one metric. `binary` outcomes score 0 or 1; the others any finite number."""
+    """One item under one metric. `binary` outcomes score 0 or 1; the others any finite number.
+
+    Items that name one `record` are not independent of each other; without it an item stands alone.
+    """
 
     suite: str
     metric: str
@@ -44,6 +47,7 @@ class ItemOutcome:
     score: float
     binary: bool
     group: str = ""
+    record: str = ""
 
     @property
     def name(self) -> str:
@@ -166,7 +170,8 @@ class EvalReport:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the outcomes: two runs that answered alike have one digest, whatever their speed."""
-        return content_digest([asdict(outcome) for outcome in self.outcomes])
+        rows = (asdict(outcome) for outcome in self.outcomes)  # without names of records they are as they always were
+        return content_digest([{key: row[key] for key in row if key != "record" or row[key]} for row in rows])
 
     def table(self) -> pa.Table:
         """One row per outcome, columns as in `ItemOutcome`."""

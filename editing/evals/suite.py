@@ -10,11 +10,16 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from editing.errors import SuiteError
 from editing.evals.report import EvalReport, ItemOutcome, SuiteRecord, content_digest
 from editing.evals.scorer import Scorer
+from editing.evals.scoring import ANSWER_SLACK
+from editing.models import BaseModel
+
+TOO_LONG = "too long for the model"
+_MARKS = 8  # tokens that a tokenizer may put around a text
 
 
 class Item(Protocol):
@@ -67,6 +72,11 @@ class Suite(ABC):
         """SHA-256 of name, version and content: equal digests ask the same questions in the same way."""
         return content_digest([self.name, self.version, self.content()])
 
+    def room_for(self, item: Any) -> tuple[Sequence[str], int]:
+        """The longest texts that the model reads for an item, and how many tokens it may then write."""
+        answers = getattr(item, "answers", (item.expected,))
+        return [f"{item.prompt} {answer}" for answer in answers], ANSWER_SLACK
+
     def __len__(self) -> int:
         return len(self.items)
 
@@ -96,9 +106,44 @@ class Suite(ABC):
         return replace(self, items=kept, excluded={**self.excluded, reason: self.excluded.get(reason, 0) + gone})
 
 
+AnyItem = TypeVar("AnyItem", bound=Item)
+AnySuite = TypeVar("AnySuite", bound=Suite)
+
+
+def distinct(items: Iterable[AnyItem]) -> tuple[tuple[AnyItem, ...], dict[str, int]]:
+    """Items of one id once, in their order; none of those whose answers differ. Counted by reason, as `excluded`."""
+    by_id: dict[str, list[AnyItem]] = {}
+    for item in items:
+        by_id.setdefault(item.item_id, []).append(item)
+    kept: list[AnyItem] = []
+    excluded: Counter[str] = Counter()
+    for same in by_id.values():
+        if len({item.expected for item in same}) > 1:
+            excluded["question with different answers"] += len(same)
+            continue
+        kept.append(same[0])
+        if same[1:]:
+            excluded["repeated question"] += len(same) - 1
+    return tuple(kept), dict(excluded)
+
+
 def stable_id(*parts: str) -> str:
     """An item id made of its content: the first 16 hex digits of a SHA-256."""
     return content_digest(parts)[:16]
+
+
+def fitting(suite: AnySuite, base: BaseModel) -> AnySuite:
+    """The suite without the items that need more tokens than the model has positions, which are counted."""
+    room = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    if room is None:
+        return suite
+
+    def overflows(item: Item) -> bool:
+        texts, new = suite.room_for(item)
+        long = [text for text in texts if len(text.encode()) + new > room - _MARKS]  # a token has at least one byte
+        return any(len(ids) + new > room for ids in base.tokenizer(long)["input_ids"]) if long else False
+
+    return suite.without(TOO_LONG, overflows)
 
 
 def evaluate(
@@ -108,14 +153,14 @@ def evaluate(
     seeds: Mapping[str, int] | None = None,
     created_at: datetime | None = None,
 ) -> EvalReport:
-    """Score one model on `suites`; empty suites are recorded and have no metrics.
+    """Score one model on `suites`, each without what is too long for it; empty suites are recorded, without metrics.
 
     `seeds` are those that drew the samples, for the record. Raises `SuiteError` when two suites
     share a name.
     """
     records: dict[str, SuiteRecord] = {}
     outcomes: list[ItemOutcome] = []
-    for suite in suites:
+    for suite in (fitting(suite, scorer.base) for suite in suites):
         if suite.name in records:
             raise SuiteError(f"two suites are named {suite.name!r}; give each its own name")
         scorer.label = suite.name

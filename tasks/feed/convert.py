@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from editing.errors import FactError
 from editing.facts import FactChange
+from editing.published import text_lines
 from tasks.errors import FeedError
 from tasks.feed.files import replacing
 from tasks.feed.formats import (
@@ -30,6 +31,7 @@ from tasks.feed.formats import (
 from tasks.feed.schema import write_feed
 
 _BROKEN = "broken record"
+_SEPARATORS = ",;\t|"
 
 
 def convert_feed(source: str | Path, target: str | Path, **options: Any) -> ConversionReport:
@@ -72,11 +74,11 @@ class Conversion(Iterable[FactChange]):
             raise FeedError(f"format {format!r} is unknown; known are {', '.join(FORMATS)}")
         self.report = ConversionReport()
         records = _records(source, split, data_files)
-        first = next(records, None)
-        if first is None:
+        first = list(_until_sound(records))
+        if not first:
             raise FeedError(f"{source} holds no records")
-        self.format: Format = FORMATS[format] if format else _recognise(first, source)
-        self._records = chain([first], records)
+        self.format: Format = FORMATS[format] if format else _recognise(first[-1], source)
+        self._records = chain(first, records)
         self._context = Context(
             at=at or datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0),
             source=name or self.format.source,
@@ -91,12 +93,12 @@ class Conversion(Iterable[FactChange]):
             try:
                 if _BROKEN in record:
                     raise SkipRecordError(record[_BROKEN])
-                changes = list(self.format.read(record, self._context))
+                changes = self.format.changes(record, self._context)
                 if not changes:
                     raise SkipRecordError("the record holds no change")
             except (SkipRecordError, FactError) as error:
                 reason = str(error)
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
+            except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
                 reason = f"not a {self.format.name} record ({type(error).__name__}: {error})"
             else:
                 self.report.converted += len(changes)
@@ -106,7 +108,17 @@ class Conversion(Iterable[FactChange]):
             self.report.skipped.append(Skipped(number, reason))
 
 
+def _until_sound(records: Iterator[Record]) -> Iterator[Record]:
+    """The records up to the first that is not broken, by which the format is recognised."""
+    for record in records:
+        yield record
+        if _BROKEN not in record:
+            return
+
+
 def _recognise(record: Record, source: str | Path) -> Format:
+    if _BROKEN in record:
+        raise FeedError(f"no record of {source} can be read; {record[_BROKEN]}")
     matching = [item for item in FORMATS.values() if item.fields <= record.keys()]
     if not matching:
         raise FeedError(
@@ -118,18 +130,28 @@ def _recognise(record: Record, source: str | Path) -> Format:
 
 def _records(source: str | Path, split: str, data_files: str | None) -> Iterator[Record]:
     path = Path(source)
-    readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
+    readers = {
+        ".json": _json,
+        ".jsonl": _json_lines,
+        ".ndjson": _json_lines,
+        ".csv": _csv,
+        ".tsv": _csv,
+        ".parquet": _parquet,
+    }
     if not path.is_file():
         return _data_set(str(source), split, data_files)
-    if path.suffix not in readers:
+    suffix = path.suffix.lower()
+    if suffix not in readers:
         raise FeedError(f"{path} is no {', '.join(readers)} file; rename or convert it first")
-    return _guarded(readers[path.suffix], path)
+    return _guarded(readers[suffix], path)
 
 
 def _guarded(read: Callable[[Path], Iterator[Record]], path: Path) -> Iterator[Record]:
     try:
         yield from read(path)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error, pa.ArrowException) as error:
+    except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
+        if isinstance(error, FeedError):
+            raise
         raise FeedError(f"{path} cannot be read: {error}") from error
 
 
@@ -152,18 +174,20 @@ def _is_dyknow(content: dict[str, Any]) -> bool:
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for line in lines:
-            if line.strip():
-                try:
-                    yield _object(json.loads(line))
-                except json.JSONDecodeError as error:
-                    yield {_BROKEN: f"the line is no JSON ({error})"}
+    for line in text_lines(path):
+        try:
+            yield _object(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            yield {_BROKEN: f"the line is no JSON ({error})"}
 
 
 def _csv(path: Path) -> Iterator[Record]:
+    """Rows by the header's names; the separator is the one of `_SEPARATORS` that parts the header into most cells."""
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        for row in csv.DictReader(lines):
+        header = lines.readline()
+        separator = max(_SEPARATORS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+        lines.seek(0)
+        for row in csv.DictReader(lines, delimiter=separator):
             if None in row or None in row.values():
                 yield {_BROKEN: "the line has more or fewer cells than the header"}
             else:

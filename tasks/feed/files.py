@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_LONGEST_NAME = 255  # bytes, on every file system in common use
+
 
 def file_digest(path: Path) -> str:
     """SHA-256 of the bytes of a file, read in pieces."""
@@ -16,8 +18,14 @@ def file_digest(path: Path) -> str:
 
 
 def scratch_of(path: Path) -> Path:
-    """Where `path` is written before it is whole; feed readers pass over names with a leading dot."""
-    return path.with_name(f".{path.name}.part")
+    """Where `path` is written before it is whole; feed readers pass over names with a leading dot.
+
+    A name that is too long for more characters is put by its hash.
+    """
+    name = f".{path.name}.part"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.part"
+    return path.with_name(name)
 
 
 @contextmanager

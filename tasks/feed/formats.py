@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from editing.errors import FactError
 from editing.facts import SLOT, FactChange, LocalityPrompt, Operation, PortabilityPrompt, fold
-from tasks.feed.schema import COLUMNS
+from editing.published import Asked, asked_of, is_empty, text_of, texts_of, zipped
+from editing.templates import count_slots, escape, slotted
+from tasks.feed.schema import COLUMNS, is_index
 
 Record = Mapping[str, Any]
 
 _NQ_PREFIX = "nq question: "
-_LETTER = re.compile("[0-9A-Za-z\u00c0-\u02af\u0370-\u052f]")  # of the scripts that part words with spaces
 _HOLDER = re.compile(r"(?P<name>.+?) \|(?:S: (?P<start>[+-]\S+))?(?: ?\|?E: (?P<end>[+-]\S+))?(?: ?\|?P: .*)?")
 _DYKNOW_RELATIONS = {"athletes_byPayment": "team", "companies_byRevenue": "chief executive officer"}
+_ISO = re.compile(r"\d{4}-?\d{2}-?\d{2}([T ].*)?|\d{4}-?W\d{2}.*")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+_SINCE_1970 = (  # numbers below the first, how many of the unit make a second, and the unit
+    (1e11, 1, "seconds"),
+    (1e14, 10**3, "milliseconds"),
+    (1e17, 10**6, "microseconds"),
+    (1e20, 10**9, "nanoseconds"),
+)
+_FROM_1973 = 1e8  # smaller numbers could be anything
+_LAST_RANK = 2**63 - 1
 
 
 class SkipRecordError(ValueError):
@@ -49,6 +61,16 @@ class ConversionReport:
         """How many records were skipped, by reason."""
         return Counter(item.reason for item in self.skipped)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The report in plain JSON types."""
+        return {
+            "read": self.read,
+            "converted": self.converted,
+            "repaired": dict(self.repaired),
+            "left_out": dict(self.left_out),
+            "skipped": [asdict(item) for item in self.skipped],
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
@@ -60,47 +82,55 @@ class Context:
     report: ConversionReport
 
     def text(self, value: object) -> str:
-        """`value` without outer spaces; empty for what is no text."""
-        if not isinstance(value, str):
-            return ""
-        stripped = value.strip()
-        if stripped != value:
+        """`value`, a text or a number, without outer spaces; empty for anything else."""
+        text = text_of(value)
+        stripped = text.strip()
+        if stripped != text:
             self.report.repaired["stray spaces"] += 1
         return stripped
 
-    def slotted(self, prompt: str, subject: str) -> str | None:
-        """`prompt` with one slot in the subject's place; None when the subject is not in it."""
-        if prompt.count(SLOT) == 1:
-            return prompt
-        places = _places(subject, prompt)
-        if not places:
-            subject, prompt = " ".join(subject.split()), " ".join(prompt.split())
-            places = _places(subject.lower(), prompt.lower()) if len(prompt) == len(prompt.lower()) else []
-            if not places:
-                return None
+    def texts(self, value: object) -> list[str]:
+        """The texts of a value, a list, or a list of lists of names, empty ones left out."""
+        return [text for text in map(self.text, texts_of(value)) if text]
+
+    def slotted(self, text: str, subject: str, *, last: bool = False) -> str | None:
+        """The template with a slot where the subject stands in `text`; None where it does not.
+
+        A text without the subject and with one slot is a template already. `last` as in `templates.slotted`.
+        """
+        made = slotted(text, subject, last=last)
+        if made is None:
+            return text if count_slots(text) == 1 else None
+        if made.differently:
             self.report.repaired["subject written differently in prompt"] += 1
-        if len(places) > 1:
+        if made.repeated:
             self.report.repaired["subject more than once in prompt"] += 1
-        return prompt[: places[0]] + SLOT + prompt[places[0] + len(subject) :]
+        if SLOT in text:
+            self.report.repaired[f"{SLOT} of a prompt taken as text, its slot is where the subject stands"] += 1
+        return made.template
 
-    def rephrased(self, prompts: Iterable[object], subject: str) -> tuple[str, ...]:
-        """Rephrases with a slot where the subject stands in them, empty ones left out."""
-        texts = [text for text in map(self.text, prompts) if text]
-        return tuple(dict.fromkeys(self.slotted(text, subject) or text for text in texts))
+    def template(self, text: str, subject: str) -> str | None:
+        """`text` where the source writes its slots itself; where it has not one, as `slotted`."""
+        return text if count_slots(text) == 1 else self.slotted(text, subject)
 
-    def localities(self, pairs: Iterable[tuple[object, object]]) -> tuple[LocalityPrompt, ...]:
-        """Locality prompts from (prompt, answer or list of answers or of alias lists) pairs; the first name counts."""
-        asked = self._asked("locality", pairs)
-        return tuple(dict.fromkeys(LocalityPrompt(prompt=prompt, answer=answers[0]) for prompt, answers in asked))
+    def rephrased(self, prompts: object, subject: str) -> tuple[str, ...]:
+        """Rephrases with a slot where the subject last stands in them, empty ones left out."""
+        texts = self.texts(prompts)
+        return tuple(dict.fromkeys(self.slotted(text, subject, last=True) or escape(text) for text in texts))
 
-    def portabilities(self, pairs: Iterable[tuple[object, object]]) -> tuple[PortabilityPrompt, ...]:
-        """Portability prompts from pairs as those of `localities`, with every answer and name."""
-        asked = self._asked("portability", pairs)
-        return tuple(dict.fromkeys(PortabilityPrompt.of(prompt, answers) for prompt, answers in asked))
+    def localities(self, asked: Asked) -> tuple[LocalityPrompt, ...]:
+        """Locality prompts with their answers, of which the first name counts."""
+        found = self._asked("locality", asked)
+        return tuple(dict.fromkeys(LocalityPrompt(prompt=prompt, answer=answers[0]) for prompt, answers in found))
 
-    def _asked(self, kind: str, pairs: Iterable[tuple[object, object]]) -> Iterator[tuple[str, list[str]]]:
-        for given, named in pairs:
-            prompt, answers = self.text(given), [text for text in map(self.text, _all_texts(named)) if text]
+    def portabilities(self, asked: Asked) -> tuple[PortabilityPrompt, ...]:
+        """Portability prompts with every answer and name."""
+        found = self._asked("portability", asked)
+        return tuple(dict.fromkeys(PortabilityPrompt.of(prompt, answers) for prompt, answers in found))
+
+    def _asked(self, kind: str, asked: Asked) -> Iterator[tuple[str, list[str]]]:
+        for given, named in asked.pairs:
+            prompt, answers = self.text(given), self.texts(named)
             if prompt.startswith(_NQ_PREFIX):
                 self.report.repaired["'nq question: ' removed"] += 1
                 prompt = prompt.removeprefix(_NQ_PREFIX).strip()
@@ -108,41 +138,40 @@ class Context:
                 yield prompt, answers
             else:
                 self.report.left_out[f"{kind} prompt without an answer"] += 1
-
-    def leave_out(self, record: Record, *names: str) -> None:
-        """Count the fields of a record that have no place in a feed."""
-        for name in names:
-            if record.get(name):
-                self.report.left_out[f"field {name!r}"] += 1
+        if asked.unread:
+            self.report.left_out[f"entry of {kind!r} in an unknown shape"] += len(asked.unread)
 
     def fact(
         self,
         *,
         subject: str,
         target: str,
-        prompt: str,
+        prompt: str | None,
         relation: str | None = None,
-        target_old: str = "",
+        old: Iterable[str] = (),
         effective_at: datetime | None = None,
         **fields: Any,
     ) -> FactChange:
         """An assertion; without a relation the prompt's template stands for it.
 
-        Raises `SkipRecordError` when it has no target, changes nothing, or its subject is not in the prompt.
+        `old` are the names of the old object, of which the first is kept. Raises `SkipRecordError` when it has no
+        target, the target is one of `old`, or `prompt` is None, for a subject that does not stand in it.
         """
         if not target:
             raise SkipRecordError("target is empty")
-        if fold(target) == fold(target_old):
+        names = list({fold(name): name for name in reversed([*old]) if name}.values())[::-1]
+        if fold(target) in map(fold, names):
             raise SkipRecordError("target is the old object already")
-        slotted = self.slotted(prompt, subject)
-        if slotted is None:
+        if prompt is None:
             raise SkipRecordError("subject is not in the prompt")
+        if names[1:]:
+            self.report.left_out["other name of the old object"] += len(names) - 1
         return FactChange(
             subject=subject,
-            relation=relation or slotted,
+            relation=relation or prompt,
             target=target,
-            target_old=target_old or None,
-            prompt=slotted,
+            target_old=names[0] if names else None,
+            prompt=prompt,
             effective_at=effective_at or self.at,
             observed_at=self.at,
             source=self.source,
@@ -150,99 +179,84 @@ class Context:
             **fields,
         )
 
-
-def _places(subject: str, prompt: str) -> list[int]:
-    """Where `subject` begins in `prompt` as words of its own."""
-    places: list[int] = []
-    start = prompt.find(subject) if subject else -1
-    while start >= 0:
-        end = start + len(subject)
-        if not (_LETTER.match(prompt[start - 1 : start]) or _LETTER.match(prompt[end : end + 1])):
-            places.append(start)
-        start = prompt.find(subject, end)
-    return places
-
-
-def _all_texts(answers: object) -> Iterator[object]:
-    """Everything in an answer, a list of answers, or a list of alias lists, in order."""
-    if isinstance(answers, list | tuple):
-        for item in answers:
-            yield from _all_texts(item)
-    elif answers:
-        yield answers
-
-
-def _first_text(answers: object) -> object:
-    """The first of `_all_texts`."""
-    return next(_all_texts(answers), None)
-
-
-def _nested(groups: object) -> Iterator[tuple[object, object]]:
-    """(prompt, answers) of KnowEdit's `{kind: [{prompt, ground_truth}]}`."""
-    for items in groups.values() if isinstance(groups, Mapping) else ():
-        for item in items or ():
-            yield item.get("prompt"), item.get("ground_truth")
+    def target(self, value: object) -> str:
+        """The first name of the new object; others, for which a fact has no place, are counted."""
+        first, *others = self.texts(value) or [""]
+        if others:
+            self.report.left_out["other name of the target"] += len(others)
+        return first
 
 
 def read_zsre_mend(record: Record, context: Context) -> Iterator[FactChange]:
     """ZsRE as MEND, ROME and EasyEdit publish it; the edit target is `alt`."""
-    ported = record.get("portability") or {}
-    target, answers = context.text(record["alt"]), record.get("answers") or []
-    if fold(target) in {fold(answer) for answer in answers}:
-        raise SkipRecordError("target is the old object already")
     subject = context.text(record["subject"])
     yield context.fact(
         subject=subject,
-        target=target,
-        target_old=context.text(_first_text(answers)),
-        prompt=context.text(record["src"]),
-        rephrases=context.rephrased([record.get("rephrase")], subject),
-        locality=context.localities([(record["loc"], record.get("loc_ans"))] if record.get("loc") else []),
-        portability=context.portabilities([(ported.get("New Question"), ported.get("New Answer"))] if ported else []),
+        target=context.target(record["alt"]),
+        old=context.texts(record.get("answers")),
+        prompt=context.slotted(context.text(record["src"]), subject),
+        rephrases=context.rephrased([record.get("rephrase"), record.get("rephrase_prompt")], subject),
+        locality=context.localities(_beside(record, "locality", "loc", "loc_ans")),
+        portability=context.portabilities(asked_of(record.get("portability"))),
     )
+
+
+def _beside(record: Record, block: str, prompts: str, answers: str) -> Asked:
+    """The prompts of a block, and those of two fields side by side."""
+    asked = asked_of(record.get(block))
+    asked.pairs[:0] = zipped(record.get(prompts), record.get(answers))
+    return asked
 
 
 def read_counterfact_rome(record: Record, context: Context) -> Iterator[FactChange]:
     """CounterFact as ROME and MEMIT publish it; a neighbourhood prompt's answer is the true object."""
-    context.leave_out(record, "attribute_prompts", "generation_prompts")
     rewrite = record["requested_rewrite"]
     subject, old = context.text(rewrite["subject"]), context.text(rewrite["target_true"]["str"])
     yield context.fact(
         subject=subject,
         relation=context.text(rewrite.get("relation_id")),
         target=context.text(rewrite["target_new"]["str"]),
-        target_old=old,
-        prompt=context.text(rewrite["prompt"]),
-        rephrases=context.rephrased(record.get("paraphrase_prompts") or [], subject),
-        locality=context.localities((prompt, old) for prompt in record.get("neighborhood_prompts") or []),
+        old=[old],
+        prompt=context.template(context.text(rewrite["prompt"]), subject),
+        rephrases=context.rephrased(record.get("paraphrase_prompts"), subject),
+        locality=context.localities(Asked([(prompt, old) for prompt in texts_of(record.get("neighborhood_prompts"))])),
     )
 
 
-def read_counterfact_easyedit(record: Record, context: Context) -> Iterator[FactChange]:
-    """CounterFact in the flat fields of EasyEdit and RECIPE."""
+def read_mquake(record: Record, context: Context) -> Iterator[FactChange]:
+    """MQuAKE: each requested rewrite is a fact; the questions over several hops follow from the last of them."""
+    rewrites = record["requested_rewrite"]
+    if not isinstance(rewrites, list) or not all(isinstance(rewrite, Mapping) for rewrite in rewrites):
+        raise SkipRecordError("requested_rewrite is no list of rewrites, as MQuAKE's is")
+    answers: object = [record["new_answer"], record.get("new_answer_alias")]
+    for rewrite in rewrites:
+        subject = context.text(rewrite["subject"])
+        questions = record["questions"] if rewrite is rewrites[-1] else None
+        hops: list[tuple[object, object]] = [(question, answers) for question in texts_of(questions)]
+        yield context.fact(
+            subject=subject,
+            relation=context.text(rewrite.get("relation_id")),
+            target=context.text(rewrite["target_new"]["str"]),
+            old=[context.text((rewrite.get("target_true") or {}).get("str"))],
+            prompt=context.template(context.text(rewrite["prompt"]), subject),
+            rephrases=context.rephrased(rewrite.get("question"), subject),
+            portability=context.portabilities(Asked(hops)),
+        )
+
+
+def read_flat(record: Record, context: Context) -> Iterator[FactChange]:
+    """The flat fields of EasyEdit, RECIPE and KnowEdit: CounterFact, ZsRE, recent facts and others."""
     subject = context.text(record["subject"])
     yield context.fact(
         subject=subject,
-        target=context.text(record["target_new"]),
-        target_old=context.text(_first_text(record.get("ground_truth"))),
-        prompt=context.text(record["prompt"]),
-        rephrases=context.rephrased([record.get("rephrase_prompt")], subject),
-        locality=context.localities([(record["locality_prompt"], record.get("locality_ground_truth"))]),
-    )
-
-
-def read_knowedit(record: Record, context: Context) -> Iterator[FactChange]:
-    """KnowEdit's fields (ZsRE, recent facts and others): locality and portability by kind, answers as alias lists."""
-    subject, target = context.text(record["subject"]), context.text(_first_text(record["target_new"]))
-    rephrases = record.get("rephrase_prompt") or record.get("rephrase") or []
-    yield context.fact(
-        subject=subject,
-        target=target,
-        target_old=context.text(_first_text(record.get("ground_truth"))),
-        prompt=context.text(record["prompt"]),
-        rephrases=context.rephrased([rephrases] if isinstance(rephrases, str) else rephrases, subject),
-        locality=context.localities(_nested(record.get("locality"))),
-        portability=context.portabilities(_nested(record.get("portability"))),
+        target=context.target(record["target_new"]),
+        old=context.texts([record.get("ground_truth"), record.get("target_old"), record.get("target_true")]),
+        prompt=context.slotted(context.text(record["prompt"]), subject),
+        rephrases=context.rephrased([record.get("rephrase_prompt"), record.get("rephrase")], subject),
+        locality=context.localities(_beside(record, "locality", "locality_prompt", "locality_ground_truth")),
+        portability=context.portabilities(
+            _beside(record, "portability", "portability_prompt", "portability_ground_truth")
+        ),
     )
 
 
@@ -255,9 +269,9 @@ def read_conflictedit(record: Record, context: Context) -> Iterator[FactChange]:
             subject=subject,
             relation=context.text(relation.get("id")),
             target=context.text(edit["new_object"]["label"]),
-            target_old=context.text(edit["object"]["label"]),
-            prompt=context.text(relation["prompt"]),
-            rephrases=context.rephrased([relation.get("query")], subject),
+            old=[context.text(edit["object"]["label"])],
+            prompt=context.template(context.text(relation["prompt"]), subject),
+            rephrases=context.rephrased(relation.get("query"), subject),
             effective_at=context.at + timedelta(seconds=position),
         )
 
@@ -276,8 +290,8 @@ def read_dyknow(record: Record, context: Context) -> Iterator[FactChange]:
     subject = context.text(record["element"])
     domain: str = record["domain"]
     relation = record["property"] or _DYKNOW_RELATIONS.get(domain, domain)
-    templates = context.rephrased(record["questions"].values(), subject)
-    asked = next((template for template in templates if SLOT in template), None)
+    templates = context.rephrased([*record["questions"].values()], subject)
+    asked = next((template for template in templates if count_slots(template) == 1), None)
     if asked is None:
         raise SkipRecordError("subject is not in the prompt")
     rephrases = tuple(template for template in templates if template != asked)
@@ -288,7 +302,7 @@ def read_dyknow(record: Record, context: Context) -> Iterator[FactChange]:
             subject=subject,
             relation=relation,
             target=holder.name,
-            target_old=before,
+            old=[before],
             prompt=asked,
             rephrases=rephrases,
             effective_at=holder.start,
@@ -349,36 +363,37 @@ def _wikidata_time(text: str, context: Context) -> datetime:
 def read_rows(record: Record, context: Context) -> Iterator[FactChange]:
     """Our own columns as CSV, JSON or JSON lines; lists stand as JSON in a CSV cell.
 
-    `operation` defaults to assert, the times to the conversion's; a time without zone is UTC.
+    `operation` defaults to assert, the times to the conversion's; a time without zone is UTC. A row with a `fact_id`
+    is one that a feed held: its prompts are templates. Any other prompt gets its slot where the subject stands.
     """
     names = {column.name for column in COLUMNS}
-    if unknown := [name for name in record if name not in names]:
+    if unknown := [name for name in record if name not in names and not is_index(name)]:
         raise SkipRecordError(f"column {unknown[0]!r} is unknown")
     known = {name: value for name, value in record.items() if value not in (None, "")}
     subject, prompt = context.text(known.get("subject")), context.text(known.get("prompt"))
+    fact_id = known.get("fact_id")
     retracts = known.get("operation") == Operation.RETRACT
+    written = retracts or (fact_id is not None and count_slots(prompt) == 1)
     try:
-        localities, ported = (_cell(known.get(name)) for name in ("locality", "portability"))
+        rephrases = _cell(known.get("rephrases"))
         change = FactChange(
             operation=Operation(known.get("operation", Operation.ASSERT)),
             subject=subject,
             relation=context.text(known.get("relation")),
             target=context.text(known.get("target")),
             target_old=context.text(known.get("target_old")) or None,
-            prompt=prompt if retracts else context.slotted(prompt, subject) or prompt,
-            rephrases=context.rephrased(_cell(known.get("rephrases")), subject),
-            locality=context.localities((item.get("prompt"), item.get("answer")) for item in localities),
-            portability=context.portabilities(
-                (item.get("prompt"), [item.get("answer"), item.get("aliases")]) for item in ported
-            ),
+            prompt=prompt if written else context.slotted(prompt, subject) or prompt,
+            rephrases=tuple(context.texts(rephrases)) if written else context.rephrased(rephrases, subject),
+            locality=context.localities(asked_of(_cell(known.get("locality")))),
+            portability=context.portabilities(asked_of(_cell(known.get("portability")))),
             effective_at=_time(known, "effective_at", context),
             observed_at=_time(known, "observed_at", context),
             source=context.text(known.get("source")) or context.source,
-            source_rank=int(known.get("source_rank", context.source_rank)),
+            source_rank=_rank(known.get("source_rank", context.source_rank)),
         )
     except (FactError, ValueError, AttributeError) as error:
         raise SkipRecordError(str(error)) from error
-    if known.get("fact_id", change.fact_id) != change.fact_id:
+    if fact_id not in (None, change.fact_id):
         raise SkipRecordError("fact_id is not the content's hash; leave it out")
     yield change
 
@@ -391,42 +406,116 @@ def _cell(value: object) -> list[Any]:
     return value or []
 
 
+def _rank(value: object) -> int:
+    text = text_of(value).strip()
+    if not re.fullmatch(r"\d+(\.0+)?", text) or int(text.split(".")[0]) > _LAST_RANK:
+        raise SkipRecordError(f"source_rank {value!r} is no whole number of 0 or more")
+    return int(text.split(".")[0])
+
+
 def _time(record: Record, name: str, context: Context) -> datetime:
+    """A time as text in ISO 8601, a date, or a number of seconds or of their parts since 1970, told by its size."""
     value = record.get(name)
     if value is None:
         context.report.repaired[f"no {name}, took the conversion's"] += 1
         return context.at
-    time = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    if time.tzinfo is None:
+    if isinstance(value, datetime):
+        moment = value
+    elif isinstance(value, date):
+        moment = datetime.combine(value, time())
+    else:
+        text = text_of(value).strip()
+        moment = _written_time(text, name, context)
+    if moment.tzinfo is None:
         context.report.repaired[f"{name} without a zone, took UTC"] += 1
-        return time.replace(tzinfo=UTC)
-    return time
+        return moment.replace(tzinfo=UTC)
+    return moment
+
+
+def _written_time(text: str, name: str, context: Context) -> datetime:
+    if _ISO.fullmatch(text):
+        try:
+            return datetime.fromisoformat(text)
+        except ValueError as error:
+            raise SkipRecordError(f"{name} {text!r} is no time ({error})") from error
+    number = float(text) if _NUMBER.fullmatch(text) else math.nan
+    for end, parts, unit in _SINCE_1970 if number >= _FROM_1973 else ():
+        if number < end:
+            context.report.repaired[f"{name} is a number, read as {unit} since 1970"] += 1
+            return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=number * 10**6 / parts)
+    raise SkipRecordError(f"{name} {text[:60]!r} is no time; write it like 2024-04-03 or 2024-04-03T12:00:00Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A published format: the fields that tell it, the source it names, and its reader."""
+    """A published format: the fields that tell it, the source it names, and its reader.
+
+    `read` uses the fields and `uses`; `idle` say nothing of the fact (numbers, ids, what a model answered).
+    Every other field that holds something is counted as left out.
+    """
 
     name: str
     fields: frozenset[str]
     source: str
     read: Callable[[Record, Context], Iterator[FactChange]]
+    uses: frozenset[str] = frozenset()
+    idle: frozenset[str] = frozenset()
+
+    def changes(self, record: Record, context: Context) -> list[FactChange]:
+        """The record's fact changes. Raises `SkipRecordError` or `FactError` where one cannot be made of it."""
+        changes = list(self.read(record, context))
+        for change in changes:
+            _ = change.fact_id  # which text that is no Unicode has not
+        for name in record.keys() - self.fields - self.uses - self.idle:
+            if not is_empty(record[name]):
+                context.report.left_out[f"field {name!r}"] += 1
+        return changes
 
 
+def _format(
+    name: str,
+    fields: str,
+    source: str,
+    read: Callable[[Record, Context], Iterator[FactChange]],
+    uses: str = "",
+    idle: str = "",
+) -> Format:
+    named = (frozenset(names.split()) for names in (fields, uses, f"case_id id idx {idle}"))
+    return Format(name, next(named), source, read, *named)
+
+
+_FLAT = (
+    "ground_truth target_old target_true rephrase_prompt rephrase locality_prompt locality_ground_truth locality "
+    "portability_prompt portability_ground_truth portability"
+)
 FORMATS = {
     item.name: item
     for item in (
-        Format("zsre-mend", frozenset({"subject", "src", "alt"}), "ZsRE", read_zsre_mend),
-        Format("counterfact-rome", frozenset({"requested_rewrite"}), "CounterFact", read_counterfact_rome),
-        Format(
-            "counterfact-easyedit",
-            frozenset({"subject", "prompt", "target_new", "locality_prompt"}),
-            "CounterFact",
-            read_counterfact_easyedit,
+        _format(
+            "zsre-mend",
+            "subject src alt",
+            "ZsRE",
+            read_zsre_mend,
+            "answers rephrase rephrase_prompt loc loc_ans locality portability",
+            "pred cond",
         ),
-        Format("knowedit", frozenset({"subject", "prompt", "target_new"}), "KnowEdit", read_knowedit),
-        Format("conflictedit", frozenset({"edits"}), "ConflictEdit", read_conflictedit),
-        Format("dyknow", frozenset({"element", "questions", "answers"}), "DyKnow", read_dyknow),
-        Format("rows", frozenset({"subject", "relation", "target", "prompt"}), "rows", read_rows),
+        _format("mquake", "requested_rewrite questions new_answer", "MQuAKE", read_mquake, "new_answer_alias"),
+        _format(
+            "counterfact-rome",
+            "requested_rewrite",
+            "CounterFact",
+            read_counterfact_rome,
+            "paraphrase_prompts neighborhood_prompts",
+            "pararel_idx known_id",
+        ),
+        _format(
+            "counterfact-easyedit", "subject prompt target_new locality_prompt", "CounterFact", read_flat, _FLAT, "cond"
+        ),
+        _format("knowedit", "subject prompt target_new", "KnowEdit", read_flat, _FLAT, "cond"),
+        _format("conflictedit", "edits", "ConflictEdit", read_conflictedit, idle="type rule"),
+        _format("dyknow", "element questions answers", "DyKnow", read_dyknow, "domain property"),
+        _format(
+            "rows", "subject relation target prompt", "rows", read_rows, " ".join(column.name for column in COLUMNS)
+        ),
     )
 }

@@ -27,6 +27,7 @@ from tasks.feed.schema import SCHEMA, parquet_writer
 from tasks.ledger import FileOutcome, FileRecord, Intake, Ledger, QuarantinedRow, ReceivedFact
 
 Progress = Callable[[str, int, int], None]
+_MOST_TRIES = 2
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -80,16 +81,17 @@ def ingest(
     """Take in every file of the landing zone that the ledger does not know, in order of name.
 
     A file whose bytes were taken in before changes nothing, under whatever name. Broken files are
-    quarantined whole; a file that cannot be opened or is still being written is left for the next
-    time. Names with a leading dot are passed over. Progress is in bytes of the landing zone.
+    quarantined whole, and so is one that ended the process twice before it was taken in; a file that
+    cannot be opened, leads out of the landing zone or is still being written is left for the next time.
+    Names with a leading dot are passed over. Progress is in bytes of the landing zone.
     Raises `FeedError` when there is no landing zone.
     """
     if not store.landing.is_dir():
         raise FeedError(f"the landing zone {store.landing} is no folder; make it, or correct the setting")
     run = _Ingestion(store, ledger, limits, run_id, at)
-    landed = sorted(_landed(store.landing))
     files: list[FileRecord] = []
     unread: dict[str, str] = {}
+    landed = sorted(_landed(store.landing, unread))
     done, total = 0, sum(size for _, size in landed)
     for path, size in landed:
 
@@ -111,7 +113,9 @@ def ingest(
                 files.append(record)
         tick(1.0)
         done += size
-    known = len(landed) - len(files) - len(unread)
+    known = (
+        len(landed) - len(files) - sum(name in unread for name in (_name(path, store.landing) for path, _ in landed))
+    )
     return IngestReport(files=tuple(files), known=known, unread=unread, reasons=run.reasons)
 
 
@@ -119,12 +123,22 @@ class _StillChangingError(Exception):
     """The landed file is not the one whose digest was taken."""
 
 
-def _landed(landing: Path) -> Iterator[tuple[Path, int]]:
-    """The files of the landing zone with their sizes in bytes."""
-    for path in landing.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(landing).parts)
-        if path.is_file() and not hidden:
-            yield path, path.stat().st_size
+def _landed(landing: Path, unread: dict[str, str]) -> Iterator[tuple[Path, int]]:
+    """The files of the landing zone with their sizes in bytes; `unread` is told of what is not looked into."""
+
+    def cannot_open(error: OSError) -> None:
+        name = _name(Path(error.filename), landing)
+        unread[name] = f"folder {name} cannot be read ({error.strerror}); make it readable"
+
+    within = landing.resolve()
+    for folder, subfolders, names in os.walk(landing, onerror=cannot_open):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for path in (Path(folder, name) for name in [*names, *subfolders] if not name.startswith(".")):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(within):
+                name = _name(path, landing)
+                unread[name] = f"{name} is a link that leads out of the landing zone; put the file itself there"
+            elif path.is_file():
+                yield path, path.stat().st_size
 
 
 def _name(path: Path, landing: Path) -> str:
@@ -176,12 +190,16 @@ class _Ingestion:
         digest = file_digest(path)
         if self.ledger.file(digest) is not None:
             return None
+        begun = self.store.quarantine / "begun" / digest
         try:
+            _begin(begun)
             record, reasons = self._take_rows(path, name, digest, stamp, tick)
         except BrokenFileError as error:
             if _stamp(path) != stamp:
                 raise _StillChangingError from error
             record, reasons = self._keep_aside(path, name, digest, error), Counter([str(error.reason)])
+        finally:
+            begun.unlink(missing_ok=True)
         self.reasons.update(reasons)
         return record
 
@@ -269,6 +287,21 @@ class _Ingestion:
         with self.ledger.intake() as intake:
             intake.add_file(record)
         return record
+
+
+def _begin(mark: Path) -> None:
+    """Note that a file is begun; the note goes when the file is done with, however, and outlives a killed process.
+
+    Raises `BrokenFileError` when it was begun twice and neither run lived to the end.
+    """
+    times = len(mark.read_bytes()) if mark.exists() else 0
+    if times >= _MOST_TRIES:
+        raise BrokenFileError(
+            Reason.UNFINISHED,
+            f"the file was begun {times} times and ended the process each time; split it, and see why",
+        )
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_bytes(b"." * (times + 1))
 
 
 def _discard(digest: str, *roots: Path) -> None:

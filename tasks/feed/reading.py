@@ -15,10 +15,14 @@ from editing.facts import FactChange, Operation, resolve_conflicts
 from editing.inverse import InverseRelations, contradictions
 from tasks.errors import FeedError
 from tasks.feed.rules import Limits, Reason, check_batch, plain_rows
-from tasks.feed.schema import BATCH_ROWS, SCHEMA_VERSION, VERSION_KEY, conform, schema_differences
+from tasks.feed.schema import BATCH_ROWS, SCHEMA_VERSION, VERSION_KEY, conform, is_index, schema_differences
 
 _MAGIC = b"PAR1"
 _BUFFER = 1 << 20
+# What a row group may hold, decoded, altogether and for each of its rows on average.
+MOST_BYTES = 4 << 30
+MOST_BYTES_A_ROW = 4 << 20
+MOST_VALUES_A_ROW = 10_000
 
 
 class BrokenFileError(FeedError):
@@ -46,6 +50,22 @@ def _open(path: Path) -> Iterator[pq.ParquetFile]:
         yield file
 
 
+def _too_large(metadata: pq.FileMetaData) -> str | None:
+    """What of a file would not fit in memory, by its footer, before anything of it is decoded."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        size = sum(group.column(place).total_uncompressed_size for place in range(group.num_columns))
+        if size > MOST_BYTES:
+            return f"row group {number} has {size:,} bytes, more than {MOST_BYTES:,}"
+        for column in map(group.column, range(group.num_columns)):
+            rows = max(group.num_rows, 1)
+            if column.num_values > MOST_VALUES_A_ROW * rows:
+                return f"column {column.path_in_schema} has {column.num_values:,} values in {rows:,} rows"
+            if column.total_uncompressed_size > MOST_BYTES_A_ROW * rows:
+                return f"column {column.path_in_schema} has {column.total_uncompressed_size:,} bytes in {rows:,} rows"
+    return None
+
+
 def row_count(path: Path) -> int:
     """The file's number of rows, from its footer. Raises `BrokenFileError` when there is none."""
     with _open(path) as file:
@@ -61,6 +81,8 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
             )
         if file.metadata.num_rows == 0:
             raise BrokenFileError(Reason.EMPTY_FILE, "the file has no rows; there is nothing to take in")
+        if told := _too_large(file.metadata):
+            raise BrokenFileError(Reason.TOO_LARGE, f"{told}; split the file, or shorten what is in it")
         batches = file.iter_batches(batch_size=BATCH_ROWS)
         while True:
             try:
@@ -74,6 +96,11 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
             yield batch
 
 
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise FeedError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; name a Parquet feed")
+
+
 @dataclass(frozen=True, slots=True)
 class RowProblem:
     """A row of a feed file that ingestion would quarantine; `row` counts from 0."""
@@ -85,11 +112,12 @@ class RowProblem:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What would become of a file: rows read, rows that are sound, and the others one by one."""
+    """What would become of a file: rows read, rows that are sound, the others one by one, and columns passed over."""
 
     rows: int
     accepted: int
     problems: tuple[RowProblem, ...]
+    ignored: tuple[str, ...] = ()
 
 
 def validate_feed(
@@ -98,8 +126,10 @@ def validate_feed(
     """Check a feed file as ingestion will, and its facts against each other as a night will that takes them all.
 
     Nothing is written, and nothing but the file is looked at. Raises `BrokenFileError` (a `FeedError`)
-    when it would be quarantined whole.
+    when it would be quarantined whole,
+    `FeedError` when there is no such file.
     """
+    _require_file(Path(path))
     limits = limits or Limits.at()
     seen: dict[str, int] = {}
     two_ended: list[FactChange] = []
@@ -118,7 +148,9 @@ def validate_feed(
         rows += len(batch)
     contradicting = list(_contradicting(two_ended, inverse, seen)) if inverse else []
     problems = sorted([*problems, *contradicting], key=lambda problem: problem.row)
-    return Validation(rows, len(seen) - len(contradicting), tuple(problems))
+    with _open(Path(path)) as file:
+        ignored = tuple(name for name in file.schema_arrow.names if is_index(name))
+    return Validation(rows, len(seen) - len(contradicting), tuple(problems), ignored)
 
 
 def _contradicting(changes: list[FactChange], inverse: InverseRelations, rows: dict[str, int]) -> Iterator[RowProblem]:
@@ -158,6 +190,7 @@ class FeedSummary:
 def show_feed(path: Path | str, most: int = 10) -> FeedSummary:
     """Describe a feed file, sound or not. Raises `BrokenFileError` when it cannot be read."""
     path = Path(path)
+    _require_file(path)
     first: list[dict[str, Any]] = []
     for batch in read_batches(path):
         first += plain_rows(batch.slice(0, most - len(first)))

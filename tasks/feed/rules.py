@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from editing.errors import FactError
-from editing.facts import SLOT, FactChange, LocalityPrompt, Operation, PortabilityPrompt
-from tasks.feed.schema import COLUMNS
+from editing.facts import SLOT, FactChange, LocalityPrompt, Operation, PortabilityPrompt, fold
+from tasks.feed.schema import COLUMNS, NO_RANK
 
 TEXTS = tuple(column.name for column in COLUMNS if pa.types.is_string(column.type))
 TIMES = ("effective_at", "observed_at")
@@ -23,7 +23,10 @@ TIMES = ("effective_at", "observed_at")
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f]"
+# Line breaks of every form are text: line feed, carriage return, U+0085, U+2028 and U+2029. Controls of C0 and C1 and
+# what overrides the direction of writing is not.
+_CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x{80}-\x{84}\x{86}-\x{9f}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
+_ESCAPED = "\\\\", "||"  # two backslashes, and what stands for them while slots are counted
 _YEARS_AHEAD = 50
 
 
@@ -48,6 +51,8 @@ class Reason(StrEnum):
     TRUNCATED = "truncated"
     DAMAGED = "damaged"
     WRONG_SCHEMA = "wrong_schema"
+    TOO_LARGE = "too_large"
+    UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +65,7 @@ class Limits:
     subject_characters: int = 300
     target_characters: int = 300
     prompt_characters: int = 4_000
+    list_items: int = 1_000
     subject_tokens: int = 32
     target_tokens: int = 32
     count_tokens: CountTokens | None = None
@@ -69,13 +75,12 @@ class Limits:
 
     @classmethod
     def at(cls, now: datetime | None = None, **bounds: Any) -> Limits:
-        """Bounds of a feed received at `now` (None: the present): effective within 50 years, observed by tomorrow."""
-        now = now or datetime.now(UTC)
-        ahead = {
-            "latest_effective": now + timedelta(days=365.25 * _YEARS_AHEAD),
-            "latest_observed": now + timedelta(days=1),
-        }
-        return cls(**ahead | bounds)
+        """Bounds of a feed received at `now` (None: the present): effective and observed within 50 years.
+
+        What is dated after now is sound, and waits in the ledger.
+        """
+        latest = (now or datetime.now(UTC)) + timedelta(days=365.25 * _YEARS_AHEAD)
+        return cls(**{"latest_effective": latest, "latest_observed": latest} | bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +188,11 @@ def _rules(limits: Limits) -> Iterator[_Rule]:
     yield _short("subject", limits.subject_characters)
     yield _short("target", limits.target_characters)
     yield _short("target_old", limits.target_characters)
-    yield _short("prompt", limits.prompt_characters)
+    yield from (_short(name, limits.prompt_characters) for name in ("prompt", "relation", "source", *lists))
+    yield from (_few_items(name, limits.list_items) for name in lists)
     if limits.count_tokens is not None:
-        yield _few_tokens("subject", limits.subject_tokens, limits.count_tokens)
-        yield _few_tokens("target", limits.target_tokens, limits.count_tokens)
+        yield _few_tokens("subject", limits.subject_tokens, limits.subject_characters, limits.count_tokens)
+        yield _few_tokens("target", limits.target_tokens, limits.target_characters, limits.count_tokens)
     yield _Rule(Reason.SAME_OBJECT, _changes_nothing, _say_same_object)
     yield _within("effective_at", limits.earliest, limits.latest_effective)
     yield _within("observed_at", limits.earliest, limits.latest_observed)
@@ -230,32 +236,49 @@ def _printable(name: str) -> _Rule:
     return _Rule(
         Reason.CONTROL_CHARACTER,
         lambda batch: _any_leaf(batch.column(name), lambda texts: pc.match_substring_regex(texts, _CONTROL)),
-        lambda row: f"{name} {_show(row[name])} holds a control character; remove it",
+        lambda row: f"{name} {_show(row[name])} holds a control character or one that turns text round; remove it",
     )
 
 
 def _has_not_one_slot(batch: pa.RecordBatch) -> pa.Array:
-    return pc.and_(_asserts(batch), pc.not_equal(pc.count_substring(batch.column("prompt"), SLOT), 1))
+    """As `templates.count_slots` counts: a `{}` behind an odd number of backslashes is text."""
+    prompts = pc.replace_substring(batch.column("prompt"), *_ESCAPED)
+    slots = pc.subtract(pc.count_substring(prompts, SLOT), pc.count_substring(prompts, "\\" + SLOT))
+    return pc.and_(_asserts(batch), pc.not_equal(slots, 1))
 
 
 def _say_slot(row: _Scalars) -> str:
-    return f"prompt {_show(row['prompt'])} must hold {SLOT} exactly once, where the subject goes"
+    return (
+        f"prompt {_show(row['prompt'])} must hold {SLOT} exactly once, where the subject goes; write \\{SLOT} for text"
+    )
 
 
 def _short(name: str, most: int) -> _Rule:
     return _Rule(
         Reason.TOO_LONG,
-        lambda batch: pc.greater(pc.utf8_length(batch.column(name)), most),
+        lambda batch: _any_leaf(batch.column(name), lambda texts: pc.greater(pc.utf8_length(texts), most)),
         lambda row: f"{name} {_show(row[name])} has more than {most} characters; shorten it",
     )
 
 
-def _few_tokens(name: str, most: int, count: CountTokens) -> _Rule:
-    """Tokens are counted only where there are more bytes than tokens allowed, once for every distinct text."""
+def _few_items(name: str, most: int) -> _Rule:
+    return _Rule(
+        Reason.TOO_LONG,
+        lambda batch: pc.greater(pc.list_value_length(batch.column(name)), most),
+        lambda row: f"{name} has {len(row[name])} entries, more than {most}; leave some out",
+    )
+
+
+def _few_tokens(name: str, most: int, characters: int, count: CountTokens) -> _Rule:
+    """Tokens are counted once for every distinct text that has more bytes than tokens allowed.
+
+    A text of more than `characters` is too long whatever its tokens, and is not counted.
+    """
 
     def broken(batch: pa.RecordBatch) -> np.ndarray:
         texts = batch.column(name)
-        mask = _as_mask(pc.greater(pc.binary_length(texts), most)).copy()
+        countable = pc.less_equal(pc.utf8_length(texts), characters)
+        mask = _as_mask(pc.and_(pc.greater(pc.binary_length(texts), most), countable)).copy()
         if mask.any():
             encoded = texts.filter(pa.array(mask)).dictionary_encode()
             counts = np.asarray(count(encoded.dictionary.to_pylist()))
@@ -267,8 +290,13 @@ def _few_tokens(name: str, most: int, count: CountTokens) -> _Rule:
     )
 
 
-def _changes_nothing(batch: pa.RecordBatch) -> pa.Array:
-    return pc.and_(_asserts(batch), pc.equal(_folded(batch.column("target")), _folded(batch.column("target_old"))))
+def _changes_nothing(batch: pa.RecordBatch) -> np.ndarray:
+    """Compared as the ledger compares keys, `fold`: one notion of what is the same text."""
+    given = pc.and_(batch.column("target").is_valid(), batch.column("target_old").is_valid())
+    mask = _as_mask(pc.and_(_asserts(batch), given)).copy()
+    pairs = (batch.column(name).filter(pa.array(mask)).to_pylist() for name in ("target", "target_old"))
+    mask[mask] = [fold(target) == fold(old) for target, old in zip(*pairs, strict=True)]
+    return mask
 
 
 def _say_same_object(row: _Scalars) -> str:
@@ -293,11 +321,22 @@ def _has_negative_rank(batch: pa.RecordBatch) -> pa.Array:
 
 
 def _say_rank(row: _Scalars) -> str:
-    return f"source_rank {row['source_rank']} is negative; 0 is the most trusted"
+    rank = row["source_rank"].as_py()
+    said = "is no whole number of 64 bits" if rank == NO_RANK else f"{rank} is negative"
+    return f"source_rank {said}; 0 is the most trusted"
 
 
 def _show(value: pa.Scalar, most: int = 80) -> str:
-    text = repr(value.as_py())
+    """The beginning of a value; no more of it is decoded than is shown."""
+    if isinstance(value, pa.ListScalar) and value.is_valid:
+        value = value.values.slice(0, most)
+        text = f"[{', '.join(_show(item, most) for item in value)}]"
+    elif isinstance(value, pa.StructScalar) and value.is_valid:
+        text = f"{{{', '.join(f'{name!r}: {_show(item, most)}' for name, item in value.items())}}}"
+    elif isinstance(value, pa.StringScalar) and value.is_valid:
+        text = repr(pc.utf8_slice_codeunits(value, 0, most + 1).as_py())
+    else:
+        text = repr(value.as_py())
     return text if len(text) <= most else f"{text[:most]}..."
 
 
@@ -307,10 +346,6 @@ def _asserts(batch: pa.RecordBatch) -> pa.Array:
 
 def _is_blank(texts: pa.Array) -> pa.Array:
     return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(texts), ""), True)
-
-
-def _folded(texts: pa.Array) -> pa.Array:
-    return pc.utf8_lower(pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s+", " ")))
 
 
 def _leaves(column: pa.Array, rows: np.ndarray | None = None) -> Iterator[tuple[pa.Array, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +22,8 @@ BATCH_ROWS = 16_384
 
 _TIME = pa.timestamp("us", tz="UTC")
 _PER_MICROSECOND = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+|")
+NO_RANK = -(2**63)  # stands for a rank that is no whole number of 64 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,11 @@ SCHEMA = pa.schema(
 )
 
 
+def is_index(name: str) -> bool:
+    """Whether a column is the index that pandas adds to a file, which says nothing of a fact."""
+    return _INDEX.fullmatch(name) is not None
+
+
 def _is_text(found: pa.DataType) -> bool:
     if pa.types.is_dictionary(found):
         found = found.value_type
@@ -74,24 +82,27 @@ def _is_text(found: pa.DataType) -> bool:
         pa.types.is_string(found)
         or pa.types.is_large_string(found)
         or pa.types.is_string_view(found)
-        or pa.types.is_null(found)
+        or pa.types.is_binary(found)
+        or pa.types.is_large_binary(found)
     )
 
 
 def _is_list(found: pa.DataType) -> bool:
-    return pa.types.is_list(found) or pa.types.is_large_list(found)
+    return pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
 
 
 def _accepts(wanted: pa.DataType, found: pa.DataType) -> bool:
+    if pa.types.is_null(found):  # what Arrow infers where every value is missing or every list empty
+        return True
     if pa.types.is_string(wanted):
         return _is_text(found)
     if pa.types.is_timestamp(wanted):
-        return pa.types.is_timestamp(found) and found.tz is not None
+        return pa.types.is_timestamp(found) or pa.types.is_date(found)
     if pa.types.is_int64(wanted):
-        return (pa.types.is_integer(found) and not pa.types.is_uint64(found)) or pa.types.is_null(found)
+        return pa.types.is_integer(found) or pa.types.is_floating(found)
     if pa.types.is_struct(wanted):
         return pa.types.is_struct(found) and _accepts_fields(wanted, found)
-    return (_is_list(found) and _accepts(wanted.value_type, found.value_type)) or pa.types.is_null(found)
+    return _is_list(found) and _accepts(wanted.value_type, found.value_type)
 
 
 def _accepts_fields(wanted: pa.StructType, found: pa.StructType) -> bool:
@@ -116,6 +127,8 @@ def schema_differences(found: pa.Schema) -> list[str]:
         if column.required and column.name not in found.names
     ]
     for name in dict.fromkeys(found.names):
+        if is_index(name):
+            continue
         if name not in known:
             differences.append(f"column {name!r} is unknown")
         elif found.names.count(name) > 1:
@@ -128,7 +141,9 @@ def schema_differences(found: pa.Schema) -> list[str]:
 def conform(batch: pa.RecordBatch) -> pa.RecordBatch:
     """`batch`, whose schema has no `schema_differences`, in exactly the feed's columns and types.
 
-    Bytes that are no UTF-8 stay as they are; times beyond microseconds of 64 bits go to the nearest end.
+    Bytes that are no UTF-8 stay as they are; times beyond microseconds of 64 bits go to the nearest end. A time
+    without a zone is UTC, a date its midnight; a rank that is no whole number of 64 bits becomes `NO_RANK`. The index
+    of pandas is left out.
     """
     columns = []
     for column in COLUMNS:
@@ -136,12 +151,39 @@ def conform(batch: pa.RecordBatch) -> pa.RecordBatch:
             columns.append(pa.nulls(len(batch), column.type))
         elif pa.types.is_timestamp(column.type):
             columns.append(_microseconds(batch.column(column.name)))
+        elif pa.types.is_integer(column.type):
+            columns.append(_whole(batch.column(column.name)))
         else:
-            columns.append(batch.column(column.name).cast(column.type))
+            columns.append(_cast(batch.column(column.name), column.type))
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
+def _cast(values: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """`values` in the `wanted` type; bytes become text unlooked at, as the rules look at them."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        return _cast(values.dictionary_decode(), wanted)
+    if pa.types.is_string(wanted) and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raw = values.cast(pa.binary())
+        return pa.Array.from_buffers(pa.string(), len(raw), raw.buffers(), raw.null_count, raw.offset)
+    return values.cast(wanted)
+
+
+def _whole(ranks: pa.Array) -> pa.Array:
+    if not pa.types.is_floating(ranks.type) and not pa.types.is_uint64(ranks.type):
+        return ranks.cast(pa.int64())
+    values = [
+        rank if rank is None else int(rank) if float(rank).is_integer() and abs(rank) < 2**63 else NO_RANK
+        for rank in ranks.to_pylist()
+    ]
+    return pa.array(values, pa.int64())
+
+
 def _microseconds(times: pa.Array) -> pa.Array:
+    if pa.types.is_null(times.type):
+        return times.cast(_TIME)
+    if pa.types.is_date(times.type):
+        times = times.cast(pa.timestamp("s" if pa.types.is_date32(times.type) else "ms"))
     ticks = times.cast(pa.int64())
     if times.type.unit == "ns":
         return pc.divide(ticks, 1_000).cast(_TIME)

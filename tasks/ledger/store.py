@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Engine,
     Row,
     Select,
     Subquery,
     Table,
+    and_,
     create_engine,
     event,
     func,
@@ -31,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from editing.facts import FactChange
-from tasks.errors import LedgerError
+from tasks.errors import LedgerError, without_password
 from tasks.ledger import tables
 from tasks.ledger.leases import Lease, hold_lease
 from tasks.ledger.records import (
@@ -54,6 +56,7 @@ from tasks.ledger.records import (
 
 _LOOKUP = 10_000
 _BUSY_SECONDS = 120
+OBSERVED_AHEAD = timedelta(days=1)  # what a source's clock may be ahead
 
 
 class _Record(Protocol):
@@ -101,19 +104,27 @@ def _record(kind: type[R], row: Row[Any]) -> R:
     return kind(**values | enums)
 
 
+def _due(as_of: datetime) -> ColumnElement[bool]:
+    """Whether a fact takes effect by `as_of` and was observed by then, or by now."""
+    observed = max(as_of, datetime.now(UTC) + OBSERVED_AHEAD)
+    return and_(tables.facts.c.effective_at <= as_of, tables.facts.c.observed_at <= observed)
+
+
 def _engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
         parsed.get_dialect().import_dbapi()
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise LedgerError(
-            f"ledger url {url!r} cannot be used ({error}); write sqlite:///PATH, or "
+            f"ledger url {without_password(url)!r} cannot be used ({error}); write sqlite:///PATH, or "
             "postgresql+psycopg://USER@HOST/NAME with `pip install errata[postgresql]`"
         ) from error
     sqlite = parsed.get_backend_name() == "sqlite"
     if sqlite:
         if parsed.database in (None, "", ":memory:"):
-            raise LedgerError(f"ledger url {url!r} names no file; write sqlite:///PATH, or a PostgreSQL url")
+            raise LedgerError(
+                f"ledger url {without_password(url)!r} names no file; write sqlite:///PATH, or a PostgreSQL url"
+            )
         Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, connect_args={"timeout": _BUSY_SECONDS} if sqlite else {})
     if sqlite:
@@ -477,9 +488,12 @@ class Ledger:
             return [_change(row) for row in connection.execute(query.order_by(tables.facts.c.effective_at))]
 
     def pending(self, as_of: datetime, state_digest: str | None = None) -> Iterator[FactChange]:
-        """Facts effective by `as_of` that nothing has been decided about in the lineage of `state_digest`."""
+        """Facts effective by `as_of` that nothing has been decided about in the lineage of `state_digest`.
+
+        One that was observed after now, by a clock that is ahead of ours, waits until then.
+        """
         query, status = _facts_with_status(state_digest)
-        query = query.where(tables.facts.c.effective_at <= as_of, status.in_(PENDING))
+        query = query.where(_due(as_of), status.in_(PENDING))
         with self._reader.begin() as connection:
             for row in connection.execute(query.execution_options(yield_per=_LOOKUP)):
                 yield _change(row)
@@ -487,7 +501,7 @@ class Ledger:
     def contenders(self, as_of: datetime, state_digest: str | None = None) -> Iterator[Standing]:
         """Facts effective by `as_of` that could hold for a key for which one is pending, ordered by key."""
         query, status = _facts_with_status(state_digest)
-        due = tables.facts.c.effective_at <= as_of
+        due = _due(as_of)
         key = (tables.facts.c.subject_key, tables.facts.c.relation_key)
         waiting = query.where(due, status.in_(PENDING)).with_only_columns(*key)
         yield from self._standing(query.where(due, status.in_(CONTENDING), tuple_(*key).in_(waiting)).order_by(*key))
@@ -498,7 +512,7 @@ class Ledger:
         """Facts effective by `as_of` that compete for a key of these (folded) relations, ordered by key."""
         query, status = _facts_with_status(state_digest)
         facts = tables.facts.c
-        query = query.where(facts.effective_at <= as_of, status.in_(CONTENDING), facts.relation_key.in_(relations))
+        query = query.where(_due(as_of), status.in_(CONTENDING), facts.relation_key.in_(relations))
         yield from self._standing(query.order_by(facts.subject_key, facts.relation_key))
 
     def _standing(self, query: Select[Any]) -> Iterator[Standing]:

@@ -10,7 +10,7 @@ import pytest
 from editing.errors import SuiteError
 from editing.evals.scorer import open_scorer
 from editing.evals.scoring import teacher_forced
-from editing.evals.suite import evaluate
+from editing.evals.suite import evaluate, fitting
 from editing.evals.suites import SUITES, counterfact, gsm8k, load_suite, mmlu, zsre
 from editing.evals.suites.hub import fetch_dataset
 
@@ -248,7 +248,7 @@ def test_unreadable_data_is_named(tmp_path):
     with pytest.raises(SuiteError, match="has none; name the file"):
         load_suite("zsre", tmp_path)
     with pytest.raises(SuiteError, match=r"record 1 of .* has no 'answers'"):
-        load_suite("zsre", write(tmp_path / "a.json", [MEND, {**MEND, "answers": []}]))
+        load_suite("zsre", write(tmp_path / "a.json", [MEND, {name: MEND[name] for name in MEND if name != "answers"}]))
     with pytest.raises(SuiteError, match="cannot be read"):
         load_suite("zsre", tmp_path / "missing.json")
     with pytest.raises(SuiteError, match="does not hold a list of records"):
@@ -256,8 +256,113 @@ def test_unreadable_data_is_named(tmp_path):
     broken = write(
         tmp_path / "c.json", [{**ROME, "requested_rewrite": ROME["requested_rewrite"] | {"target_true": None}}]
     )
-    with pytest.raises(SuiteError, match="no 'target_true'"):
+    with pytest.raises(SuiteError, match="an empty 'target_true'"):
         load_suite("counterfact", broken)
+
+
+def test_one_empty_value_leaves_one_record_out(tmp_path):
+    suite = load_suite("zsre", write(tmp_path / "a.json", [MEND, {**MEND, "answers": []}, {**MEND, "subject": None}]))
+    assert suite.excluded == {"empty answers": 1, "empty subject": 1}
+    assert len(suite) == 3
+    suite = load_suite("counterfact", write(tmp_path / "b.json", [EASYEDIT, {**EASYEDIT, "ground_truth": ""}]))
+    assert suite.excluded == {"empty true": 1}
+    with pytest.raises(SuiteError, match=r"no record that can be asked: .'empty true': 1"):
+        load_suite("counterfact", write(tmp_path / "c.json", [{**EASYEDIT, "ground_truth": ""}]))
+
+
+@pytest.mark.parametrize(
+    ("suite", "record", "said"),
+    [
+        ("zsre", {**MEND, "src": ["a"]}, r"'src' in record 0 of .* is no text: \['a'\]"),
+        (
+            "zsre",
+            {**KNOWEDIT, "locality": {"a": ["p"]}},
+            "'locality' in record 0 of .* is no prompt with an answer: 'p'",
+        ),
+        ("zsre", {**KNOWEDIT, "rephrase_prompt": {"a": 1}}, "'rephrase_prompt' in record 0 .* is no text"),
+        ("counterfact", {**ROME, "requested_rewrite": "text"}, "'requested_rewrite' in record 0 .* is no object"),
+        ("counterfact", {**ROME, "requested_rewrite": [{}]}, "a list of rewrites, as MQuAKE"),
+        ("counterfact", {**EASYEDIT, "target_new": True}, "'target_new' in record 0 .* is no text: True"),
+        ("gsm8k", {"question": "q", "answer": ["#### 3"]}, "'answer' in record 0 .* is no text"),
+        ("gsm8k", {"question": "q", "answer": "#### three"}, "record 0 .* has no number behind '####'"),
+        ("mmlu", {"question": "q", "choices": "abcd", "answer": 1}, "has not 4 choices"),
+        ("mmlu", {"question": "q", "choices": list("wxyz"), "answer": 4}, "has the answer 4"),
+        ("mmlu", {"question": "q", "choices": list("wxyz"), "answer": "BC"}, "has the answer 'BC'"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_named_with_its_value(tmp_path, suite, record, said):
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps(record))
+    options = {"shots": 0} if suite in ("mmlu", "gsm8k") else {}
+    with pytest.raises(SuiteError, match=said):
+        load_suite(suite, path, **options)
+
+
+def test_what_is_clear_in_another_shape_is_read(tmp_path):
+    record = {
+        **KNOWEDIT,
+        "rephrase_prompt": ["Arden is led by", "Who heads Arden?"],
+        "ground_truth": 7,
+        "locality": None,
+    }
+    suite = load_suite("zsre", write(tmp_path / "a.json", [record]))
+    assert [(p.metric, p.prompt, p.answers) for p in suite.items] == [
+        ("question", "Who leads Arden?", ("7",)),
+        ("rephrase", "Arden is led by", ("7",)),
+        ("rephrase", "Who heads Arden?", ("7",)),
+    ]
+    record = {**KNOWEDIT, "subject": "Niger", "prompt": "Nigeria and {} border Niger, led by", "rephrase_prompt": "{}?"}
+    (change,) = zsre.fact_changes(write(tmp_path / "b.json", [record]))
+    assert change.question == record["prompt"]
+    assert change.subject_start == record["prompt"].index("Niger,")
+    assert change.paraphrases == ("{}?",)
+
+
+def test_lines_are_parted_by_line_feeds_alone_and_hidden_files_are_passed_over(tmp_path):
+    rows = [{"question": f"{name}\u2028\x85\x0cHow many?", "answer": "#### 3"} for name in "ab"]
+    text = "\ufeff" + "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "test.JSONL").write_text(text, encoding="utf-8")
+    (tmp_path / "._test.jsonl").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "test.jsonl").write_bytes(b"\x00")
+    assert len(load_suite("gsm8k", tmp_path, shots=0)) == 2
+    write_mmlu(tmp_path / "mmlu", flat=True)
+    (tmp_path / "mmlu" / "._high_school_sums_test.csv").write_bytes(b"\x00\x05\x16\x07")
+    assert len(load_suite("mmlu", tmp_path / "mmlu", shots=0)) == 2
+
+
+def test_a_question_with_two_answers_is_asked_in_neither(tmp_path):
+    rows = [("q", "3"), ("q", "4"), ("r", "5"), ("r", "5"), ("s", "6")]
+    (tmp_path / "test.jsonl").write_text("\n".join(json.dumps({"question": q, "answer": f"#### {a}"}) for q, a in rows))
+    suite = load_suite("gsm8k", tmp_path, shots=0)
+    assert [item.question for item in suite.items] == ["r", "s"]
+    assert suite.excluded == {"question with different answers": 2, "repeated question": 1}
+
+
+def test_the_prompts_of_a_counterfact_record_name_it(tiny_base, tmp_path):
+    suite = load_suite(
+        "counterfact", write(tmp_path / "rome.json", [ROME, {**ROME, "neighborhood_prompts": ["q", "r"]}])
+    )
+    with open_scorer(tiny_base("gpt2")) as scorer:
+        report = evaluate(scorer, [suite])
+    records = {outcome.prompt: outcome.record for outcome in report.outcomes}
+    assert records["q"] == records["r"] == records["The mayor of Arden is"] != ""
+
+
+def test_an_item_that_is_too_long_is_left_out_and_counted(tiny_base, tmp_path):
+    base = tiny_base("gpt2")
+    room = base.model.config.max_position_embeddings
+    long = {**MEND, "src": f"{'x ' * room}Who leads Arden?", "rephrase": "", "loc": ""}
+    probes = load_suite("zsre", write(tmp_path / "a.json", [MEND, long]))
+    problems = [PROBLEM, {**PROBLEM, "question": "y " * room}]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    sums = load_suite("gsm8k", tmp_path / "test.jsonl", shots=0, form="bare", max_new_tokens=8)
+    with open_scorer(base) as scorer:
+        report = evaluate(scorer, [probes, sums])
+    for name, suite in (("zsre", probes), ("gsm8k", sums)):
+        assert report.suites[name].excluded == {"too long for the model": 1}
+        assert report.suites[name].items == len(suite) - 1
+    assert fitting(probes, base).digest == report.suites["zsre"].digest
 
 
 def test_every_suite_has_a_readme_that_names_its_version():

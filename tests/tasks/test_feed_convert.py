@@ -55,7 +55,7 @@ def test_zsre_in_mend_fields_with_easyedit_portability(tmp_path: Path) -> None:
     assert report.repaired["stray spaces"] == report.repaired["'nq question: ' removed"] == 1
     assert report.repaired["subject written differently in prompt"] == 1
     assert change.portability == (PortabilityPrompt(prompt="...", answer="..."),)
-    assert not report.left_out
+    assert report.left_out == {}
     assert [(skip.record, skip.reason) for skip in report.skipped] == [
         (1, "target is the old object already"),
         (2, "target is empty"),
@@ -323,6 +323,130 @@ def test_a_row_that_cannot_be_one_is_skipped_with_its_reason(tmp_path: Path, bro
     changes, conversion = convert(tmp_path, [ROW | broken])
     assert not changes
     assert said in conversion.report.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (1_560_000_000, datetime(2019, 6, 8, 13, 20, tzinfo=UTC)),
+        (1_560_000_000_000, datetime(2019, 6, 8, 13, 20, tzinfo=UTC)),
+        ("1560000000000000", datetime(2019, 6, 8, 13, 20, tzinfo=UTC)),
+        (1_560_000_000_000_000_000, datetime(2019, 6, 8, 13, 20, tzinfo=UTC)),
+        (1.56e9, datetime(2019, 6, 8, 13, 20, tzinfo=UTC)),
+        (20190608, datetime(2019, 6, 8, tzinfo=UTC)),
+        (" 2019-06-08T15:20:00+02:00 ", datetime(2019, 6, 8, 13, 20, tzinfo=UTC)),
+        (2019, None),
+        ("99999999", None),
+        ("8/6/2019", None),
+        ("9999-12-31T23:00:00-05:00", None),
+        (True, None),
+        (1e30, None),
+    ],
+)
+def test_a_time_is_what_it_says_or_its_row_is_skipped(tmp_path: Path, written: object, meant: datetime | None) -> None:
+    changes, conversion = convert(tmp_path, [ROW | {"effective_at": written}, ROW])
+    assert [change.effective_at for change in changes[:-1]] == ([meant] if meant else [])
+    assert [skip.record for skip in conversion.report.skipped] == ([] if meant else [0])
+
+
+@pytest.mark.parametrize(
+    ("rank", "meant"), [("3", 3), (3.0, 3), ("3.0", 3), (2**63 - 1, 2**63 - 1), (2.5, None), (-1, None), (2**63, None)]
+)
+def test_a_rank_is_a_whole_number_or_its_row_is_skipped(tmp_path: Path, rank: object, meant: int | None) -> None:
+    (tmp_path / "records.json").write_text(json.dumps([ROW | {"source_rank": rank}, ROW | {"subject": "Capital"}]))
+    conversion = Conversion(tmp_path / "records.json", at=AT)
+    found = [change.source_rank for change in conversion]
+    assert found[:-1] == ([] if meant is None else [meant])
+
+
+def test_the_slot_stands_where_the_subject_stood(tmp_path: Path) -> None:
+    rows = [
+        ROW | {"prompt": 'In {"a": {}} the capital of Ghana is', "rephrases": "[]"},
+        ROW | {"subject": "f{}", "prompt": "The author of f{} is", "rephrases": '["Of {} and f{} the author is"]'},
+        ROW | {"prompt": "The capital of {} is", "rephrases": "[]"},
+    ]
+    (first, second, third), _ = convert(tmp_path, rows)
+    assert first.question == 'In {"a": {}} the capital of Ghana is'
+    assert (second.question, second.paraphrases) == ("The author of f{} is", ("Of {} and f{} the author is",))
+    assert third.prompt == "The capital of {} is"
+    convert_feed(tmp_path / "records.json", tmp_path / "feed.parquet", at=AT)
+    assert list(Conversion(tmp_path / "feed.parquet")) == [first, second, third]
+    assert validate_feed(tmp_path / "feed.parquet").problems == ()
+
+
+def test_what_a_record_has_and_a_fact_can_carry_is_kept_and_the_rest_counted(tmp_path: Path) -> None:
+    record = {
+        "subject": "Arden",
+        "prompt": "Nigeria's town Arden, not Ardenne, is led by",
+        "target_new": ["Ben Hale", "B. Hale"],
+        "ground_truth": [["Ada Moss"], ["A. Moss"]],
+        "rephrase": ["Before Arden was Old Arden. Arden is led by", 7],
+        "locality": {"a": None, "b": [{"prompt": ["p", "q"], "ground_truth": ["x", 5]}], "c": ["no shape"]},
+        "portability": [{"prompt": "r", "answer": "y", "aliases": ["z"]}],
+        "notes": "said on the radio",
+        "weight": 0,
+    }
+    (change,), conversion = convert(tmp_path, [record])
+    assert change.prompt == "Nigeria's town {}, not Ardenne, is led by"
+    assert change.rephrases == ("Before Arden was Old Arden. {} is led by", "7")
+    assert [(item.prompt, item.answer) for item in change.locality] == [("p", "x"), ("q", "5")]
+    assert change.portability == (PortabilityPrompt(prompt="r", answer="y", aliases=("z",)),)
+    assert conversion.report.left_out == {
+        "other name of the target": 1,
+        "other name of the old object": 1,
+        "entry of 'locality' in an unknown shape": 1,
+        "field 'notes'": 1,
+        "field 'weight'": 1,
+    }
+
+
+def test_mquake_gives_a_fact_for_each_rewrite(tmp_path: Path) -> None:
+    def rewrite(subject: str, new: str) -> dict[str, Any]:
+        return {
+            "prompt": "{} is a citizen of",
+            "relation_id": "P27",
+            "target_new": {"str": new, "id": "Q1"},
+            "target_true": {"str": "Chad", "id": "Q2"},
+            "subject": subject,
+            "question": f"Where is {subject} a citizen?",
+        }
+
+    record = {
+        "case_id": 1,
+        "requested_rewrite": [rewrite("Ada", "Peru"), rewrite("Ben", "Mali")],
+        "questions": ["one?", "two?"],
+        "new_answer": "Lima",
+        "new_answer_alias": ["City of Kings"],
+        "single_hops": [{"question": "three?"}],
+    }
+    (first, second), conversion = convert(tmp_path, [record, record | {"requested_rewrite": {"prompt": "p"}}])
+    assert (first.target, first.target_old, first.rephrases) == ("Peru", "Chad", ("Where is {} a citizen?",))
+    assert first.portability == ()
+    assert [item.prompt for item in second.portability] == ["one?", "two?"]
+    assert second.portability[0].answers == ("Lima", "City of Kings")
+    assert conversion.report.left_out == {"field 'single_hops'": 1}
+    assert conversion.report.skipped[0].reason.startswith("requested_rewrite is no list")
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.CSV", ";"), ("b.tsv", "\t"), ("c.csv", "|"), ("d.csv", ",")])
+def test_the_separator_of_a_csv_file_is_found(tmp_path: Path, name: str, separator: str) -> None:
+    head, cells = ["", "subject", "relation", "target", "prompt"], ["0", "Ghana", "capital", "Accra, it is", "{} has"]
+    with (tmp_path / name).open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter=separator).writerows([head, cells])
+    conversion = Conversion(tmp_path / name, at=AT)
+    (change,) = conversion
+    assert (change.subject, change.target) == ("Ghana", "Accra, it is")
+    assert conversion.report.left_out == {"field ''": 1}
+
+
+def test_a_record_that_is_no_unicode_is_skipped_and_the_others_are_written(tmp_path: Path) -> None:
+    record = {"subject": "Peru", "prompt": "Peru is in", "target_new": "Asia", "ground_truth": "South America"}
+    (tmp_path / "a.jsonl").write_text(
+        "not json\n" + json.dumps(record | {"target_new": "\ud800"}) + "\n" + json.dumps(record)
+    )
+    report = convert_feed(tmp_path / "a.jsonl", tmp_path / "feed.parquet", at=AT)
+    assert (report.read, report.converted, [skip.record for skip in report.skipped]) == (3, 1, [0, 1])
+    assert json.loads(json.dumps(report.to_dict()))["skipped"][1]["record"] == 1
 
 
 def test_what_cannot_be_converted_is_refused_by_name(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from editing.errors import SuiteError
+from editing.published import asked_of, is_empty, text_lines, text_of, texts_of
 
 Record = Mapping[str, Any]
 
@@ -28,16 +29,17 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
     Raises `SuiteError` when the file is missing, of another kind, or holds anything but objects.
     """
+    suffix = path.suffix.lower()
     try:
-        if path.suffix == ".parquet":
+        if suffix == ".parquet":
             records = pq.read_table(path).to_pylist()
-        elif path.suffix == ".jsonl":
-            records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        elif path.suffix == ".json":
-            records = json.loads(path.read_text(encoding="utf-8"))
+        elif suffix == ".jsonl":
+            records = [json.loads(line) for line in text_lines(path)]
+        elif suffix == ".json":
+            records = json.loads(path.read_text(encoding="utf-8-sig"))
         else:
             raise SuiteError(f"{path} is no .json, .jsonl or .parquet file")
-    except (OSError, UnicodeDecodeError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
         if isinstance(error, SuiteError):
             raise
         raise SuiteError(f"{path} cannot be read: {error}") from error
@@ -67,6 +69,15 @@ def split_of(path: Path) -> str | None:
     return found[1] if found else None
 
 
+def visible_files(folder: Path) -> list[Path]:
+    """The files under a folder, by name; those with a leading dot, as of macOS and of editors, are passed over."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+
+
 def data_files(path: Path, split: str | None = None) -> list[Path]:
     """`path`, or in a folder the only data file, or those of one split: `split`, else the first of `EVALUATED`.
 
@@ -74,7 +85,7 @@ def data_files(path: Path, split: str | None = None) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+    found = [file for file in visible_files(path) if file.suffix.lower() in SUFFIXES]
     if split is None and len(found) == 1:
         return found
     for name in (split,) if split else EVALUATED:
@@ -95,9 +106,75 @@ def numbered_records(path: Path, split: str | None = None) -> Iterator[tuple[dic
 def need(record: Record, name: str, path: Path, place: int) -> Any:
     """A field that a record must have. Raises `SuiteError` when it is missing or empty."""
     value = record.get(name)
-    if value is None or value in ("", [], {}):
-        raise SuiteError(f"record {place} of {path} has no {name!r}; its fields are {', '.join(sorted(record))}")
+    if is_empty(value):
+        what = "an empty" if name in record else "no"
+        raise SuiteError(f"record {place} of {path} has {what} {name!r}; its fields are {', '.join(sorted(record))}")
     return value
+
+
+def object_field(record: Record, name: str, path: Path, place: int) -> Record:
+    """A field that holds fields of its own. Raises `SuiteError` when it is missing, empty or holds anything else."""
+    value = need(record, name, path, place)
+    if not isinstance(value, dict):
+        raise _misshapen(value, "no object", name, path, place)
+    return value
+
+
+def text_field(record: Record, name: str, path: Path, place: int) -> str:
+    """A text or number, stripped; empty where the field is. Raises `SuiteError` when it is missing or anything else."""
+    if name not in record:
+        need(record, name, path, place)
+    return optional_text(record, name, path, place)
+
+
+def optional_text(record: Record, name: str, path: Path, place: int) -> str:
+    """As `text_field`, of a field that may be missing."""
+    value = record.get(name)
+    text = text_of(value)
+    if not text and not is_empty(value):
+        raise _misshapen(value, "no text", name, path, place)
+    return text.strip()
+
+
+def texts_field(record: Record, names: Sequence[str], path: Path, place: int) -> tuple[str, ...]:
+    """The texts of fields that hold a text, a list of them or a list of lists of names: stripped, each once.
+
+    Missing and empty ones give none. Raises `SuiteError` for anything else.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        for value in _flat(record.get(name)):
+            if not is_empty(value) and not text_of(value):
+                raise _misshapen(value, "no text", name, path, place)
+            if text := text_of(value).strip():
+                found[text] = None
+    return tuple(found)
+
+
+def _flat(value: object) -> Iterator[object]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
+
+
+def asked_field(record: Record, name: str, path: Path, place: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The prompts with answers of a field, in every published shape; those that lack either are left out.
+
+    Raises `SuiteError` for an entry that is none.
+    """
+    asked = asked_of(record.get(name))
+    if asked.unread:
+        raise _misshapen(asked.unread[0], "no prompt with an answer", name, path, place)
+    for prompt, answers in asked.pairs:
+        named = tuple(dict.fromkeys(text.strip() for text in texts_of(answers) if text.strip()))
+        if named and (text := text_of(prompt).strip()):
+            yield text, named
+
+
+def _misshapen(value: object, what: str, name: str, path: Path, place: int) -> SuiteError:
+    return SuiteError(f"{name!r} in record {place} of {path} is {what}: {value!r:.80}; correct it or take it out")
 
 
 def load_spec(module_file: str) -> dict[str, Any]:

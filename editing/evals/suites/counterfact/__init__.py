@@ -24,7 +24,7 @@ from editing.evals.suites.counterfact.generation import (
     read_references,
     similarity,
 )
-from editing.evals.suites.counterfact.records import CounterFactRecord, change_of, fact_changes, read
+from editing.evals.suites.counterfact.records import CounterFactRecord, change_of, fact_changes, read, read_counted
 from editing.evals.suites.files import load_spec
 
 __all__ = [
@@ -51,7 +51,7 @@ ENTROPY, CONSISTENCY = "generation_entropy", "generation_consistency"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterFactItem:
-    """One prompt and the two objects that compete for it."""
+    """One prompt and the two objects that compete for it; `record` names the record that it is of."""
 
     item_id: str
     kind: str
@@ -59,6 +59,7 @@ class CounterFactItem:
     true: str
     new: str
     group: str
+    record: str = ""
 
     @property
     def expected(self) -> str:
@@ -103,7 +104,8 @@ class CounterFactSuite(Suite):
     def content(self) -> Any:
         """The mode, the items, and how texts are drawn and scored."""
         texts = [SPEC["generation"], dict(self.frequencies)] if self._texts else []
-        return [self.edited, [asdict(item) for item in self.items], *texts]
+        items = [{key: value for key, value in asdict(item).items() if key != "record"} for item in self.items]
+        return [self.edited, items, *texts]
 
     @property
     def _prompts(self) -> list[CounterFactItem]:
@@ -131,6 +133,12 @@ class CounterFactSuite(Suite):
         referred = sum(bool(item.references) for item in self._texts)
         texts = {ENTROPY: len(self._texts), CONSISTENCY: referred}
         return sizes | {f"{self.name}.{what}.{SAMPLED}": n for what, n in texts.items() if n}
+
+    def room_for(self, item: Any) -> tuple[list[str], int]:
+        """The prompt with either object, or the prompts that texts begin with; those go on to a set length."""
+        if isinstance(item, GenerationItem):
+            return list(item.prompts), 1
+        return [f"{item.prompt} {text}" for text in (item.true, item.new)], 0
 
     def score(self, scorer: Scorer) -> list[ItemOutcome]:
         """Success and magnitude of every prompt, entropy and consistency of every record's texts."""
@@ -187,6 +195,7 @@ class CounterFactSuite(Suite):
                         score=score,
                         binary=binary,
                         group=item.group,
+                        record=item.record,
                     )
                 )
         return outcomes
@@ -221,6 +230,7 @@ def _items(records: Sequence[CounterFactRecord]) -> Iterator[CounterFactItem]:
                     true=record.true,
                     new=record.new,
                     group=record.relation,
+                    record=stable_id(record.prompt, record.true, record.new),
                 )
 
 
@@ -245,14 +255,16 @@ def suite_of(
     edited: bool,
     generation: int | None = None,
     references: str | Path | None = None,
+    excluded: Mapping[str, int] | None = None,
 ) -> CounterFactSuite:
-    """The suite of these records in either mode; the options are those of the loaders."""
+    """The suite of these records in either mode; the options are those of the loaders, `excluded` records left out."""
     texts = read_references(Path(references)) if references is not None else {}
     items: list[CounterFactItem | GenerationItem] = [*_items(records), *_texts(records, generation, texts, edited)]
     return CounterFactSuite(
         name="counterfact_edits" if edited else "counterfact",
         version=VERSION,
         items=tuple({item.item_id: item for item in items}.values()),
+        excluded=dict(excluded or {}),
         edited=edited,
         frequencies=inverse_frequencies(text for group in texts.values() for text in group),
     )
@@ -266,7 +278,8 @@ def load_regression(
     Texts are drawn for the first `generation` records that have generation prompts (None: all) and
     compared with those of `references`, a file like ROME's `attribute_snippets.json`, about the true object.
     """
-    return suite_of(read(path, split), edited=False, generation=generation, references=references)
+    records, excluded = read_counted(path, split)
+    return suite_of(records, edited=False, generation=generation, references=references, excluded=excluded)
 
 
 def load_edited(
@@ -276,4 +289,5 @@ def load_edited(
 
     Texts are drawn as in regression mode, and compared with those about the new object.
     """
-    return suite_of(read(path, split), edited=True, generation=generation, references=references)
+    records, excluded = read_counted(path, split)
+    return suite_of(records, edited=True, generation=generation, references=references, excluded=excluded)

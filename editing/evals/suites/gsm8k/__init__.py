@@ -11,8 +11,18 @@ from editing.errors import SuiteError
 from editing.evals.probes import GENERATED
 from editing.evals.report import ItemOutcome
 from editing.evals.scorer import Scorer
-from editing.evals.suite import Suite, stable_id
-from editing.evals.suites.files import SHOWN, Record, chosen_form, load_spec, need, numbered_records, split_of
+from editing.evals.suite import Suite, distinct, stable_id
+from editing.evals.suites.files import (
+    SHOWN,
+    Record,
+    chosen_form,
+    load_spec,
+    need,
+    numbered_records,
+    split_of,
+    text_field,
+    visible_files,
+)
 
 SPEC = load_spec(__file__)
 VERSION: str = SPEC["version"]
@@ -23,6 +33,7 @@ FILTERS = {
     "flexible-extract": (re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)"), -1),
 }
 INVALID = "[invalid]"
+_IS_NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +79,10 @@ class Gsm8kSuite(Suite):
         """One metric for every filter."""
         return {f"{self.name}.{name}.{GENERATED}": len(self.items) for name in FILTERS}
 
+    def room_for(self, item: Any) -> tuple[list[str], int]:
+        """The prompt, and the budget of new tokens."""
+        return [item.prompt], self.max_new_tokens
+
     def score(self, scorer: Scorer) -> list[ItemOutcome]:
         """Right or wrong for every problem and filter; `got` ends with the number that the filter read."""
         texts = scorer.generate([item.prompt for item in self.items], self.max_new_tokens, stop=self.stop)
@@ -100,7 +115,7 @@ def _shots(path: Path, shots: int, shots_from: str | Path | None) -> list[tuple[
     if shots_from is not None or _has_shots(path):
         split = next((name for name in SHOWN if _has_shots(source, name)), None)
         for record, file, place in numbered_records(source, split):
-            question, answer = (need(record, name, file, place).strip() for name in ("question", "answer"))
+            question, answer = _read(record, file, place)
             shown.append((question, answer))
             if len(shown) == shots:
                 return shown
@@ -110,9 +125,26 @@ def _shots(path: Path, shots: int, shots_from: str | Path | None) -> list[tuple[
     )
 
 
+def _read(record: Record, file: Path, place: int) -> tuple[str, str]:
+    for name in ("question", "answer"):
+        need(record, name, file, place)
+    question, answer = (text_field(record, name, file, place) for name in ("question", "answer"))
+    return question, answer
+
+
+def _number(answer: str, file: Path, place: int) -> str:
+    """The number behind the mark. Raises `SuiteError` where there is no mark, or no number behind it."""
+    if MARK not in answer:
+        raise SuiteError(f"the answer of record {place} of {file} has no {MARK!r}: {answer[-60:]!r}")
+    number = normalise(answer.rsplit(MARK, 1)[1])
+    if not _IS_NUMBER.fullmatch(number):
+        raise SuiteError(f"the answer of record {place} of {file} has no number behind {MARK!r}: {answer[-60:]!r}")
+    return number
+
+
 def _has_shots(path: Path, split: str | None = None) -> bool:
     """Whether a folder has a split that shots may come from, beside an evaluated one."""
-    splits = {split_of(file) for file in path.rglob("*.*")} if path.is_dir() else set()
+    splits = {split_of(file) for file in visible_files(path)} if path.is_dir() else set()
     return bool(splits & ({split} if split else set(SHOWN))) and len(splits - {None}) > 1
 
 
@@ -135,22 +167,23 @@ def load(
     layout = chosen_form(SPEC, form)
     shown = _shots(path, shots, shots_from)
     opening = "".join(f"{layout['question'].format(question=question)} {answer}\n\n" for question, answer in shown)
-    items: dict[str, Gsm8kItem] = {}
+    items = []
     for record, file, place in numbered_records(path, split):
-        question, answer = (need(record, name, file, place).strip() for name in ("question", "answer"))
-        if MARK not in answer:
-            raise SuiteError(f"the answer of record {place} of {file} has no {MARK!r}: {answer[-60:]!r}")
-        item_id = stable_id(question)
-        items[item_id] = Gsm8kItem(
-            item_id=item_id,
-            question=question,
-            prompt=opening + layout["question"].format(question=question),
-            expected=normalise(answer.rsplit(MARK, 1)[1]),
+        question, answer = _read(record, file, place)
+        items.append(
+            Gsm8kItem(
+                item_id=stable_id(question),
+                question=question,
+                prompt=opening + layout["question"].format(question=question),
+                expected=_number(answer, file, place),
+            )
         )
+    kept, excluded = distinct(items)
     return Gsm8kSuite(
         name="gsm8k",
         version=f"{VERSION}-{shots}shot",
-        items=tuple(items.values()),
+        items=kept,
+        excluded=excluded,
         max_new_tokens=max_new_tokens or layout["max_new_tokens"],
         stop=tuple(layout["stop"]),
         shots=tuple(shown),

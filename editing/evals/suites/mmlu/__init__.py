@@ -10,8 +10,20 @@ from typing import Any
 from editing.errors import SuiteError
 from editing.evals.report import ItemOutcome
 from editing.evals.scorer import Scorer
-from editing.evals.suite import Suite, stable_id
-from editing.evals.suites.files import Record, chosen_form, load_spec, read_records, read_rows, split_of
+from editing.evals.suite import Suite, distinct, stable_id
+from editing.evals.suites.files import (
+    Record,
+    chosen_form,
+    load_spec,
+    need,
+    optional_text,
+    read_records,
+    read_rows,
+    split_of,
+    text_field,
+    visible_files,
+)
+from editing.published import text_of
 
 SPEC = load_spec(__file__)
 VERSION: str = SPEC["version"]
@@ -49,35 +61,48 @@ class MmluItem:
         return self.choices[self.answer]
 
 
-def _from_row(subject: str, row: list[str], path: Path) -> Question:
+def _letter(given: str, question: str, place: str) -> int:
+    letter = given.strip()
+    if letter not in tuple(LETTERS):
+        raise SuiteError(f"question {question[:60]!r} in {place} has the answer {given!r}; it should be one of A to D")
+    return LETTERS.index(letter)
+
+
+def _from_row(subject: str, row: list[str], path: Path, number: int) -> Question:
     question, *choices, letter = row
-    if letter.strip() not in LETTERS or not letter.strip():
-        raise SuiteError(f"question {question[:60]!r} of {path} has the answer {letter!r}; it should be one of A to D")
-    return Question(subject, question.strip(), tuple(c.strip() for c in choices), LETTERS.index(letter.strip()))
+    index = _letter(letter, question, f"row {number} of {path}")
+    return Question(subject, question.strip(), tuple(c.strip() for c in choices), index)
 
 
-def _from_record(record: Record, path: Path) -> Question:
-    try:
-        answer, choices = record["answer"], tuple(str(c).strip() for c in record["choices"])
-        index = LETTERS.index(answer) if isinstance(answer, str) else int(answer)
-        question = Question(str(record.get("subject") or path.parent.name), record["question"].strip(), choices, index)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise SuiteError(f"a record of {path} is no MMLU question ({error!r}): {dict(record)}") from error
-    if len(choices) != len(LETTERS) or not 0 <= index < len(LETTERS):
-        raise SuiteError(f"{question.question[:60]!r} of {path} has {len(choices)} choices and answer {index}")
-    return question
+def _from_record(record: Record, path: Path, place: int) -> Question:
+    where = f"record {place} of {path}"
+    need(record, "question", path, place)
+    question, subject = text_field(record, "question", path, place), optional_text(record, "subject", path, place)
+    given, answer = need(record, "choices", path, place), record.get("answer")
+    choices = tuple(text_of(choice).strip() for choice in given) if isinstance(given, list) else ()
+    if len(choices) != len(LETTERS):
+        raise SuiteError(f"question {question[:60]!r} in {where} has not {len(LETTERS)} choices: {given!r:.80}")
+    if isinstance(answer, str):
+        index = _letter(answer, question, where)
+    elif text_of(answer) in ("0", "1", "2", "3"):
+        index = int(text_of(answer))
+    else:
+        raise SuiteError(
+            f"question {question[:60]!r} in {where} has the answer {answer!r}; it should be 0 to 3 or A to D"
+        )
+    return Question(subject or path.parent.name, question, choices, index)
 
 
 def _read_split(path: Path, split: str | None) -> Iterator[Question]:
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    for file in files:
-        if file.suffix not in (".csv", ".parquet", ".jsonl") or split_of(file) != split:
+    for file in [path] if path.is_file() else visible_files(path):
+        suffix = file.suffix.lower()
+        if suffix not in (".csv", ".parquet", ".jsonl") or split_of(file) != split:
             continue
-        if file.suffix == ".csv":
+        if suffix == ".csv":
             subject = file.stem.removesuffix(f"_{split}")
-            yield from (_from_row(subject, row, file) for row in read_rows(file, 6))
+            yield from (_from_row(subject, row, file, n) for n, row in enumerate(read_rows(file, 6), start=1))
         else:
-            yield from (_from_record(record, file) for record in read_records(file))
+            yield from (_from_record(record, file, place) for place, record in enumerate(read_records(file)))
 
 
 def _evaluated(path: Path, split: str | None) -> list[Question]:
@@ -115,6 +140,10 @@ class MmluSuite(Suite):
     def metric_sizes(self) -> dict[str, int]:
         """One metric over all questions."""
         return {METRIC: len(self.items)}
+
+    def room_for(self, item: Any) -> tuple[list[str], int]:
+        """The prompt with a letter; nothing is written."""
+        return [f"{item.prompt} {LETTERS[0]}"], 0
 
     def score(self, scorer: Scorer) -> list[ItemOutcome]:
         """Right or wrong for every question, with its subject as group."""
@@ -160,7 +189,7 @@ def load(
         subject: "".join(f"{_render(layout, example)} {LETTERS[example.answer]}\n\n" for example in found)
         for subject, found in shown.items()
     }
-    items: dict[str, MmluItem] = {}
+    items = []
     for question in questions:
         if (found := len(shown.get(question.subject, ()))) < shots:
             raise SuiteError(
@@ -169,20 +198,22 @@ def load(
             )
         header = layout["header"].format(subject=question.subject.replace("_", " "))
         item_id = f"{question.subject}:{stable_id(question.question, *question.choices)}"
-        items[item_id] = MmluItem(
-            item_id=item_id,
-            subject=question.subject,
-            question=question.question,
-            prompt=header + opening.get(question.subject, "") + _render(layout, question),
-            choices=question.choices,
-            answer=question.answer,
+        items.append(
+            MmluItem(
+                item_id=item_id,
+                subject=question.subject,
+                question=question.question,
+                prompt=header + opening.get(question.subject, "") + _render(layout, question),
+                choices=question.choices,
+                answer=question.answer,
+            )
         )
-    repeated = len(questions) - len(items)
+    kept, excluded = distinct(items)
     return MmluSuite(
         name="mmlu",
         version=f"{VERSION}-{shots}shot",
-        items=tuple(items.values()),
-        excluded={"repeated question": repeated} if repeated else {},
+        items=kept,
+        excluded=excluded,
         header=layout["header"],
         shots=shown,
     )

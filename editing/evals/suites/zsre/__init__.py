@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from editing.errors import SuiteError
 from editing.evals.probes import Probe, ProbeSuite
 from editing.evals.suite import stable_id
-from editing.evals.suites.files import Record, load_spec, need, numbered_records
-from editing.facts import SLOT, FactChange, LocalityPrompt, PortabilityPrompt, fold
+from editing.evals.suites.files import (
+    Record,
+    asked_field,
+    load_spec,
+    numbered_records,
+    optional_text,
+    text_field,
+    texts_field,
+)
+from editing.facts import FactChange, LocalityPrompt, PortabilityPrompt, fold
+from editing.templates import escape, slotted
 
 SPEC = load_spec(__file__)
 VERSION: str = SPEC["version"]
@@ -24,63 +35,64 @@ class ZsreRecord:
 
     subject: str
     question: str
-    rephrase: str
+    rephrases: tuple[str, ...]
     edit_target: str
     answers: tuple[str, ...]
     locality: tuple[LocalityPrompt, ...]
     portability: tuple[PortabilityPrompt, ...]
 
 
-def _texts(value: object) -> tuple[str, ...]:
-    """`value` as a flat tuple of texts: a text, a list of them, or a list of alias lists."""
-    if isinstance(value, str):
-        return (value.strip(),) if value.strip() else ()
-    if isinstance(value, list | tuple):
-        return tuple(dict.fromkeys(text for item in value for text in _texts(item)))
-    return ()
+def _locality(record: Record, path: Path, place: int) -> Iterator[LocalityPrompt]:
+    if prompt := optional_text(record, "loc", path, place).removeprefix(NQ_PREFIX):
+        for answer in texts_field(record, ["loc_ans"], path, place)[:1]:
+            yield LocalityPrompt(prompt=prompt, answer=answer)
+    for prompt, answers in asked_field(record, "locality", path, place):
+        yield LocalityPrompt(prompt=prompt, answer=answers[0])
 
 
-def _locality(record: Record) -> Iterator[LocalityPrompt]:
-    if "loc" in record:
-        prompts = [(record["loc"].removeprefix(NQ_PREFIX), record.get("loc_ans"))]
-    else:
-        groups = (record.get("locality") or {}).values()
-        prompts = [(item.get("prompt", ""), item.get("ground_truth")) for group in groups for item in group]
-    for prompt, answer in prompts:
-        answers = _texts(answer)
-        if prompt.strip() and answers:
-            yield LocalityPrompt(prompt=prompt.strip(), answer=answers[0])
+def _read(record: Record, path: Path, place: int) -> ZsreRecord:
+    mend = "src" in record
+    return ZsreRecord(
+        subject=text_field(record, "subject", path, place),
+        question=text_field(record, "src" if mend else "prompt", path, place),
+        rephrases=texts_field(record, ["rephrase_prompt", "rephrase"], path, place),
+        edit_target=next(iter(texts_field(record, ["alt" if mend else "target_new"], path, place)), ""),
+        answers=_answers(record, "answers" if mend else "ground_truth", path, place),
+        locality=tuple(_locality(record, path, place)),
+        portability=tuple(
+            PortabilityPrompt.of(prompt, answers) for prompt, answers in asked_field(record, "portability", path, place)
+        ),
+    )
 
 
-def _portability(record: Record) -> Iterator[PortabilityPrompt]:
-    """EasyEdit's one question, or KnowEdit's by kind."""
-    block = record.get("portability") or {}
-    pairs = [(block["New Question"], block.get("New Answer"))] if "New Question" in block else []
-    for group in () if pairs else block.values():
-        pairs += [(item.get("prompt"), item.get("ground_truth")) for item in group or ()]
-    for prompt, answer in pairs:
-        answers = _texts(answer)
-        if prompt and answers:
-            yield PortabilityPrompt.of(prompt.strip(), answers)
+def _answers(record: Record, name: str, path: Path, place: int) -> tuple[str, ...]:
+    if name not in record:
+        text_field(record, name, path, place)
+    return texts_field(record, [name], path, place)
+
+
+def read_counted(path: Path, split: str | None = None) -> tuple[list[ZsreRecord], Counter[str]]:
+    """Every record of a ZsRE file or split, and how many were left out by what they leave empty.
+
+    Raises `SuiteError` naming the record and the field that is missing or in no known shape, and where none is left.
+    """
+    records: list[ZsreRecord] = []
+    excluded: Counter[str] = Counter()
+    for record, file, place in numbered_records(path, split):
+        found = _read(record, file, place)
+        empty = [name for name in ("subject", "question", "answers") if not getattr(found, name)]
+        if empty:
+            excluded[f"empty {empty[0]}"] += 1
+        else:
+            records.append(found)
+    if not records:
+        raise SuiteError(f"{path} has no record that can be asked: {dict(excluded)}")
+    return records, excluded
 
 
 def read(path: Path, split: str | None = None) -> list[ZsreRecord]:
-    """Every record of a ZsRE file or split. Raises `SuiteError` naming the record and the field that is missing."""
-    records = []
-    for record, file, place in numbered_records(path, split):
-        mend = "src" in record
-        records.append(
-            ZsreRecord(
-                subject=need(record, "subject", file, place).strip(),
-                question=need(record, "src" if mend else "prompt", file, place).strip(),
-                rephrase=(record.get("rephrase" if mend else "rephrase_prompt") or "").strip(),
-                edit_target=(record.get("alt" if mend else "target_new") or "").strip(),
-                answers=_texts(need(record, "answers" if mend else "ground_truth", file, place)),
-                locality=tuple(_locality(record)),
-                portability=tuple(_portability(record)),
-            )
-        )
-    return records
+    """The records of `read_counted`."""
+    return read_counted(path, split)[0]
 
 
 def load_regression(path: Path, *, split: str | None = None) -> ProbeSuite:
@@ -95,12 +107,14 @@ def load_regression(path: Path, *, split: str | None = None) -> ProbeSuite:
             item_id = f"{metric}:{stable_id(prompt, *answers)}"
             probes.setdefault(item_id, Probe(item_id=item_id, metric=metric, prompt=prompt, answers=answers))
 
-    for record in read(path, split):
+    records, excluded = read_counted(path, split)
+    for record in records:
         add("question", record.question, record.answers)
-        add("rephrase", record.rephrase, record.answers)
+        for rephrase in record.rephrases:
+            add("rephrase", rephrase, record.answers)
         for local in record.locality:
             add("unrelated", local.prompt, (local.answer,))
-    return ProbeSuite(name="zsre", version=VERSION, items=tuple(probes.values()))
+    return ProbeSuite(name="zsre", version=VERSION, items=tuple(probes.values()), excluded=dict(excluded))
 
 
 def fact_changes(path: Path, *, split: str | None = None) -> list[FactChange]:
@@ -112,16 +126,17 @@ def fact_changes(path: Path, *, split: str | None = None) -> list[FactChange]:
     changes = []
     for record in read(path, split):
         known = fold(record.edit_target) in {fold(answer) for answer in record.answers}
-        if not record.edit_target or known or record.subject not in record.question:
+        asked = slotted(record.question, record.subject)
+        if not record.edit_target or known or asked is None:
             continue
         changes.append(
             FactChange(
                 subject=record.subject,
-                relation=record.question.replace(record.subject, SLOT, 1),
+                relation=asked.template,
                 target=record.edit_target,
                 target_old=record.answers[0],
-                prompt=record.question.replace(record.subject, SLOT, 1),
-                rephrases=(record.rephrase,) if record.rephrase else (),
+                prompt=asked.template,
+                rephrases=tuple(map(escape, record.rephrases)),
                 locality=record.locality,
                 portability=record.portability,
                 effective_at=EPOCH,
