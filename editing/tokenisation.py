@@ -19,6 +19,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from editing.errors import TokenisationError
 from editing.facts import SLOT
 from editing.prompts import RAW, PromptForm, takes_space
+from editing.templates import count_slots, fill, slot_start
 
 PaddingSide = Literal["left", "right"]
 
@@ -222,7 +223,7 @@ def lookup_index(tokenizer: PreTrainedTokenizerBase, template: str, subject: str
     This is the lookup token of MEMIT (arXiv 2210.07229, section 4.1). Raises `TokenisationError`
     when the template has no slot or the subject no tokens.
     """
-    if SLOT not in template:
+    if not count_slots(template):
         raise TokenisationError(f"template {template!r} has no slot; write {SLOT} where the subject goes")
-    text = template.replace(SLOT, subject).rstrip()
-    return last_subject_token(tokenise(tokenizer, [text])[0], text, subject, template.index(SLOT))
+    text = fill(template, subject).rstrip()
+    return last_subject_token(tokenise(tokenizer, [text])[0], text, subject, slot_start(template))

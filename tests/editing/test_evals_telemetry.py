@@ -81,7 +81,10 @@ def test_reach_adds_up_by_kind(edited):
     else:
         assert all(row.low <= row.margin <= row.high for row in rows.values())
         gauges = get_editor("coachhook").gauges(applied.state)
-        assert gauges == {f"alpha, layer {n}": layer.alpha for n, layer in applied.state.layers.items()}
+        if (gate := applied.state.gate) is None:
+            assert gauges == {f"alpha, layer {n}": layer.alpha for n, layer in applied.state.layers.items()}
+        else:
+            assert gauges == {"highest r": float(gate.thresholds.max()), "mean r": float(gate.thresholds.mean())}
 
 
 def test_a_state_is_healthy_within_the_limits_and_a_batch_beyond_them_is_refused(edited):

@@ -87,7 +87,7 @@ class Group:
 
 def _start_of_subject(fact: FactChange, text: str) -> int:
     """Where the subject starts in the fact's edit prompt, or in another text about it (-1: nowhere)."""
-    return fact.prompt.index(SLOT) if text == fact.question else find_subject(text, fact.subject)
+    return fact.subject_start if text == fact.question else find_subject(text, fact.subject)
 
 
 def _about(fact: FactChange, wanted: str) -> list[tuple[str, int]]:
