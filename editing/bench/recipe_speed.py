@@ -121,7 +121,7 @@ def measure_adding(
     editor = Recipe()
 
     def encoded(some: Sequence[FactChange]) -> None:
-        made = encode_facts(state, some)
+        made = encode_facts(base, state, some)
         state.repository.append(Segment.of(some, made.knowledge, made.prompts))
 
     def applied(some: Sequence[FactChange]) -> RecipeState:

@@ -86,7 +86,8 @@ class BaseModel:
         return (weight.T if self.architecture.in_first else weight).to(torch.float32, copy=True).contiguous()
 
 
-def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over what the tokenizer does to a text. Raises `ModelError` for one that reports no offsets."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(
@@ -124,7 +125,7 @@ def wrap_model(
         fingerprint=hashlib.sha256(
             f"{canonical_json(config)}{tensors_digest(model.state_dict())}".encode()
         ).hexdigest(),
-        tokenizer_hash=_tokenizer_digest(tokenizer),
+        tokenizer_hash=tokenizer_digest(tokenizer),
         form=form,
     )
 
