@@ -22,42 +22,41 @@ from torch.nn.functional import cross_entropy
 
 from editing.editors.base import Progress
 from editing.editors.recipe.tuning import Moments, Tuning
-from editing.facts import SLOT, FactChange
+from editing.facts import FactChange
 from editing.models import BaseModel
 from editing.tokenisation import encode_prompts, pad, padding_id, tokenise, tokenise_with_target
 
 TOGETHER = 32  # facts that are tuned together
-MARGIN = 1.0  # nats by which each of a target's tokens is ahead of any other before its prompt is done
+MARGIN = 2.0  # nats by which each of a target's tokens is ahead of any other before its prompt is done
 TRIES = ((1.0, 1), (2.0, 2))  # of each fact: the rate and the steps, in units of the config's
-WRAPPER = "I have a question about {}. {}"
+WRAPPERS = ("What can you tell me about {subject}?", "I have a question about {subject}. {question}")
 
 
-def openings(base: BaseModel, facts: Sequence[FactChange], prompt_tokens: int) -> Tensor:
+def openings(base: BaseModel, facts: Sequence[FactChange], prompt_tokens: int, tuned_MPD: Tensor | None) -> Tensor:
     """What the facts' prompts begin with, `[N, P, D]` on the CPU: word embeddings of line breaks, the target's first
-    tokens, and what stands before a reply in the model's form."""
+    tokens, and what stands before a reply in the model's form; of that the mean of what it became in prompts that
+    were tuned before, where there are any, which saves half of the steps."""
     words_VD = base.model.get_input_embeddings().get_parameter("weight").detach()
-    behind = base.form.behind or "\n"
-    texts = [behind, "\n", *(fact.target.strip() for fact in facts)]
+    texts = [base.form.behind or "\n", "\n", *(fact.target.strip() for fact in facts)]
     reply, blank, *targets = (tokens.ids for tokens in tokenise(base.tokenizer, texts, special_tokens=False))
     reply = reply[-(prompt_tokens - 1) :] if prompt_tokens > 1 else []
     room = prompt_tokens - len(reply)
     rows = [[*([blank[-1]] * (room - len(target[:room]))), *target[:room], *reply] for target in targets]
-    return words_VD[torch.tensor(rows, device=words_VD.device)].float().cpu()
+    made_NPD = words_VD[torch.tensor(rows, device=words_VD.device)].float().cpu()
+    if tuned_MPD is not None and len(tuned_MPD):
+        made_NPD[:, room:] = tuned_MPD[:, room:].mean(0)
+    return made_NPD
 
 
 def phrasings(facts: Sequence[FactChange]) -> list[list[str]]:
-    """Texts that each fact's prompt is tuned behind, one list of N a phrasing: its question, another question about
-    its subject (of another fact, with this subject put in), and its question behind a few words.
+    """Texts that each fact's prompt is tuned behind, one list of N a phrasing: its question, and `WRAPPERS`.
 
     A fact's own rephrases are not among them: what it says to those shows whether it holds for phrasings never seen.
     """
-    others = []
-    for index, fact in enumerate(facts):
-        rest = [*facts[index + 1 :], *facts[:index]]
-        prompt = next((other.prompt for other in rest if other.prompt != fact.prompt), f"Tell me about {SLOT}.")
-        others.append(prompt.replace(SLOT, fact.subject))
-    wrapped = [WRAPPER.format(fact.subject, fact.question) for fact in facts]
-    return [[fact.question for fact in facts], others, wrapped]
+    return [
+        [fact.question for fact in facts],
+        *([wrapper.format(subject=fact.subject, question=fact.question) for fact in facts] for wrapper in WRAPPERS),
+    ]
 
 
 def tune_behind(

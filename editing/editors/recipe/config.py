@@ -240,7 +240,7 @@ class RecipeConfig(_Settings):
     unnamed_score: Annotated[
         float, "of the subject gate, for a row whose subject the prompt does not name: the cosine to its statement"
     ] = 0.85
-    prompt_tokens: Annotated[int, "continuous prompt tokens per fact without a trained encoder, 1 to 64"] = 11
+    prompt_tokens: Annotated[int, "continuous prompt tokens per fact without a trained encoder, 1 to 64"] = 13
     converged_loss: Annotated[float, "nats per target token: a fact converged when its prompt gets below"] = 0.5
     tuning_steps: Annotated[
         int,

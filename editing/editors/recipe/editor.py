@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -37,6 +38,7 @@ from editing.statistics import SecondMoments
 from editing.tokenisation import find_subject, join_target
 
 CANDIDATES = 5
+EARLIER = 256  # rows whose prompts tell what new ones begin with
 ENOUGH = 0.1  # of `converged_loss`: a prompt is not tuned further
 
 
@@ -238,12 +240,20 @@ def encode_facts(
         knowledge.append(knowledge_NR.cpu())
         leads.append(lead_N)
         if isinstance(encoder, SentenceEncoder):
-            prompts.append(openings(base, chunk, encoder.prompt_tokens))
+            prompts.append(openings(base, chunk, encoder.prompt_tokens, _tuned_before(state)))
         else:
             prompts.append(encoder.prompts(knowledge_NR).cpu())
         if progress is not None:
             progress("facts encoded", min(begin + config.encode_batch, len(facts)), len(facts))
     return EncodedFacts(torch.cat(knowledge), torch.cat(prompts), torch.cat(leads))
+
+
+def _tuned_before(state: RecipeState) -> Tensor | None:
+    """The prompts `[M, P, D]` of the last rows, at most `EARLIER`; None of a state without tuning."""
+    rows = len(state.repository)
+    if not rows or not state.config.tuning_steps:
+        return None
+    return state.repository.prompts(np.arange(max(0, rows - EARLIER), rows))
 
 
 @torch.no_grad()
@@ -258,10 +268,11 @@ def _steering(
     """The facts' prompts, tuned where the encoder's own does not make the model say the target; what `target_losses`
     tells of each; and how many were tuned."""
     config, behind = state.config, state.encoder.behind
-    losses = _losses(base, prompts_NPD, facts, config, behind)
-    wanting = [row for row, (nats, right) in enumerate(losses) if nats >= config.converged_loss or not right]
-    if behind:  # as it begins a prompt says its target behind one phrasing at best
-        wanting = list(range(len(facts)))
+    if behind and config.tuning_steps:  # such a prompt says its target behind one phrasing at best as it begins
+        losses, wanting = [(math.inf, False)] * len(facts), list(range(len(facts)))
+    else:
+        losses = _losses(base, prompts_NPD, facts, config, behind)
+        wanting = [row for row, (nats, right) in enumerate(losses) if nats >= config.converged_loss or not right]
     if not wanting or not config.tuning_steps:
         return prompts_NPD, losses, 0
     some = [facts[row] for row in wanting]
