@@ -200,7 +200,7 @@ class TrainingConfig(_Settings):
 
 TUNING = ("tuning_steps", "tuning_rate")
 UNTRAINED = ("backbone", "prompt_tokens", "named_score", "unnamed_score")  # settings that came with day one
-STEPS_BEHIND, RATE_BEHIND = 30, 0.15  # for prompts that begin with their target's own words
+STEPS_BEHIND, RATE_BEHIND = 24, 0.15  # for prompts that begin with their target's own words
 STEPS_TRAINED, RATE_TRAINED = 10, 0.2
 
 
