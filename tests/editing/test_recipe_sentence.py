@@ -9,6 +9,7 @@ from transformers import BertConfig, BertModel
 
 from editing.editors import get_editor
 from editing.editors.base import continuation_from
+from editing.editors.both import BothState
 from editing.editors.recipe import RecipeConfig
 from editing.editors.recipe.asked import AskedText
 from editing.editors.recipe.behind import openings, phrasings
@@ -96,6 +97,29 @@ def test_what_is_served_is_the_prompt_where_the_answer_begins(tiny_base, state_o
             assert base.model.generate(**encoded, **steps, use_cache=False).tolist() == cached.tolist()
     for before, text in zip(plain, asked, strict=True):
         assert torch.equal(before, base.model(**encode_prompts(base.tokenizer, [text])).logits[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scope", ["calibrated", "sequence"])
+def test_beside_hooks_each_row_is_answered_by_one_of_them(tiny_base, state_of, edited, batches, scope):
+    """A row with a prompt is RECIPE's alone, any other CoachHooK's alone, in one batch and in its generation."""
+    base = tiny_base("gpt2")
+    parts = {"coachhook": edited("coachhook", 1, scope=scope), "recipe": state_of()}
+    state = BothState(config=edited("both", 0).config, parent=None, **parts)
+    asked = [batches[0].facts[0].question, "Nobody leads the old town, which"]
+    near = {"atol": 2e-4, "rtol": 1e-3}
+    with EDITOR.attach(base, state.recipe):
+        prompted = base.model(**encode_prompts(base.tokenizer, asked[:1])).logits[0]
+    with get_editor("coachhook").attach(base, state.coachhook):
+        hooked = base.model(**encode_prompts(base.tokenizer, asked[1:])).logits[0]
+    for side in ("left", "right"):
+        encoded = encode_prompts(base.tokenizer, asked, padding_side=side)
+        positions = (encoded["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        with get_editor("both").attach(base, state):
+            logits = base.model(**encoded, position_ids=positions).logits
+            base.model.generate(**encoded, max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None)
+        for row, want in enumerate((prompted, hooked)):
+            torch.testing.assert_close(logits[row][encoded["attention_mask"][row].bool()], want, **near)
 
 
 @torch.no_grad()
