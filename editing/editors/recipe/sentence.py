@@ -106,6 +106,10 @@ class SentenceEncoder(nn.Module):
         order = torch.tensor([row for chunk in chunks for row in chunk])
         return torch.cat(parts)[order.argsort().to(device)]
 
+    def scores(self, queries_NR: Tensor, knowledge_MR: Tensor) -> Tensor:
+        """Cosines `[N, M]`."""
+        return queries_NR @ knowledge_MR.T
+
     def _ids(self, ids: list[int]) -> list[int]:
         longest = min(LONGEST, getattr(self.backbone.config, "max_position_embeddings", LONGEST))
         return ids if len(ids) <= longest else [ids[0], *ids[1 - longest :]]
