@@ -158,7 +158,9 @@ def fill(state: RecipeState, facts: Iterator[FactChange], rows: int, progress: P
     """
     repository, encoder = state.repository, state.encoder
     if not isinstance(encoder, RecipeEncoder):
-        raise StateError("the rows are filled with a trained encoder's prompts; name its folder in the option `encoder`")
+        raise StateError(
+            "the rows are filled with a trained encoder's prompts; name its folder in the option `encoder`"
+        )
     while len(repository) < rows:
         chunk = list(islice(facts, min(SEGMENT, rows - len(repository))))
         knowledge_NR = encoder.knowledge([f"{fact.question} {fact.target}" for fact in chunk])
