@@ -108,7 +108,8 @@ class BaseModel:
         return (weight.T if self._places.in_first else weight).to(torch.float32, copy=True).contiguous()
 
 
-def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over what the tokenizer does to a text. Raises `ModelError` for one that reports no offsets."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(
@@ -145,7 +146,7 @@ def wrap_model(
         revision=revision,
         architecture=architecture,
         fingerprint=fingerprint_of(model, weights),
-        tokenizer_hash=_tokenizer_digest(tokenizer),
+        tokenizer_hash=tokenizer_digest(tokenizer),
         form=form,
     )
 

@@ -340,8 +340,8 @@ def test_encoders_that_cannot_serve_are_refused(tiny_base, shape, tmp_path):
         (EncoderConfig, {"heads": 3}, "EncoderConfig has no setting heads"),
         (TrainingConfig, {"margin": 0.5}, "margin 0.5 is outside"),
         (TrainingConfig, {"precision": "float8"}, "use one of float32, bfloat16"),
-        (RecipeConfig, {}, "RecipeConfig is not complete"),
-        (RecipeConfig, {"encoder": "here", "gate": "guard"}, "use one of sentinel, fixed, none"),
+        (RecipeConfig, {"encoder": "here", "backbone": "there"}, "are both given"),
+        (RecipeConfig, {"encoder": "here", "gate": "guard"}, "use one of auto, sentinel, subject, fixed, none"),
         (RecipeConfig, {"encoder": "here", "asked": "all"}, "use one of prompt, last_question"),
     ],
 )

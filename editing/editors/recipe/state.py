@@ -14,6 +14,7 @@ from editing.editors.identity import form_content, require_same_base
 from editing.editors.recipe.config import RecipeConfig
 from editing.editors.recipe.encoder import RecipeEncoder
 from editing.editors.recipe.repository import Repository
+from editing.editors.recipe.sentence import SentenceEncoder
 from editing.facts import FactChange
 from editing.models import BaseModel
 from editing.prompts import RAW, PromptForm
@@ -36,7 +37,7 @@ class RecipeState:
     base_fingerprint: str
     tokenizer_hash: str
     parent: str | None
-    encoder: RecipeEncoder
+    encoder: RecipeEncoder | SentenceEncoder
     repository: Repository
     form: PromptForm = RAW
 
@@ -57,7 +58,8 @@ class RecipeState:
 
     @cached_property
     def sentinel(self) -> Tensor:
-        """The knowledge sentinel."""
+        """The knowledge sentinel of a trained encoder."""
+        assert isinstance(self.encoder, RecipeEncoder)
         with torch.no_grad():
             return self.encoder.sentinel()
 
