@@ -222,6 +222,8 @@ def tiny_model(seed, tmp_path_factory) -> Path:
         "moment_weight": 0.1,
         "clamp": 3.0,
         "moment_ridge": 0.01,
+        "weight_decay": 0.5,
+        "kl_factor": 0.0625,
     }
     (folder / "coachhook.json").write_text(json.dumps(options))
     (folder / "corpus.txt").write_text("\n".join(TEXTS).replace(END, ""))

@@ -36,10 +36,10 @@ class CoachHookConfig:
         "what a token in the leverage scope gets: the change of the edited key it is taken for (own), its own "
         "change over its r (scaled), or its own change (plain)",
     ] = "own"
-    leverage_floor: Annotated[float, "least threshold of the leverage scope, as a share of the edited key's own"] = 0.5
+    leverage_floor: Annotated[float, "least threshold of the leverage scope, as a share of the edited key's own"] = 0.6
     leverage_quantile: Annotated[float, "share of background keys that a threshold must keep out"] = 0.999
     accumulate: Annotated[bool, "add each batch's keys to the second moment; without it, sequential MEMIT"] = True
-    moment_weight: Annotated[float, "lambda, the weight of C0 against edited keys; the paper: 15000-20000"] = 100.0
+    moment_weight: Annotated[float, "lambda, the weight of C0 against edited keys; the paper: 15000-20000"] = 50.0
     moment_ridge: Annotated[
         float,
         "added to C0's diagonal, as a fraction of its mean, for units that never fire",
@@ -47,13 +47,13 @@ class CoachHookConfig:
     max_condition: Annotated[float, "a batch whose system has a larger condition estimate is refused"] = 1e12
     contexts: Annotated[tuple[str, ...], "texts put before a prompt; keys and losses are averaged over them"] = ("",)
     optimise_over: Annotated[Texts, "optimise targets over the edit prompt, or over its rephrases as well"] = "prompt"
-    max_steps: Annotated[int, "Adam steps per target at most"] = 100
-    learning_rate: Annotated[float, "step per coordinate as a fraction of the base's |h| / sqrt(width)"] = 0.1
+    max_steps: Annotated[int, "Adam steps per target at most"] = 40
+    learning_rate: Annotated[float, "step per coordinate as a fraction of the base's |h| / sqrt(width)"] = 0.3
     stop_loss: Annotated[float, "nats: a subject is done when each fact's loss and its preservation are below"] = 0.05
-    clamp: Annotated[float, "how far a target may lie from the base's own state, as a fraction of its |h|"] = 1.5
-    weight_decay: Annotated[float, "weight of |delta| / |h|^2 in the objective"] = 0.5
+    clamp: Annotated[float, "how far a target may lie from the base's own state, as a fraction of its |h|"] = 3.0
+    weight_decay: Annotated[float, "weight of |delta| / |h|^2 in the objective"] = 0.1
     essence_prompt: Annotated[str, "prompt on which the subject's own distribution is held"] = "{} is a"
-    kl_factor: Annotated[float, "weight of the KL divergence on the essence prompt"] = 0.0625
+    kl_factor: Annotated[float, "weight of the KL divergence on the essence prompt; the paper: 0.0625"] = 0.0
     preservation: Annotated[float, "weight of the KL divergence on the subject's locality prompts"] = 1.0
     sequence_alpha: Annotated[float, "threshold of the sequence scope before the first batch, in z-scores"] = 2.2
     background_quantile: Annotated[float, "quantile of background scores that a calibrated threshold starts from"] = 0.8
