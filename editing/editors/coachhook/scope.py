@@ -145,7 +145,9 @@ class Hooks:
         self._within = within
         self._scope, self._change = config.scope, config.change
         self._gate, self._first = gate, config.layers[0]
-        self._read: tuple[Tensor, Tensor] | None = None
+        self._read: tuple[Tensor, Tensor, Tensor] | None = None
+        self._told: list[set[str]] = []
+        self._told_before: WeakKeyDictionary[Any, list[set[str]]] = WeakKeyDictionary()
         self._decisions = decisions
         self._hooks: dict[int, _Hook] = {}
         self._handles: list[Any] = []
@@ -220,7 +222,7 @@ class Hooks:
         for layer in self._hooks:
             module = self._base.down_projection(layer)
             self._handles.append(module.register_forward_hook(self._make(layer)))
-        if self._scope == "sequence":
+        if self._scope in ("leverage", "sequence"):
             backbone = self._base.model.base_model
             self._handles.append(backbone.register_forward_pre_hook(self._begin, with_kwargs=True))
             self._handles.append(backbone.register_forward_hook(self._end))
@@ -252,10 +254,10 @@ class Hooks:
     def _by_leverage(self, layer: int, hook: _Hook, gate: LeverageGate, keys_BTF: Tensor, output: Tensor) -> Tensor:
         """The output with the changes of the tokens in scope; the first edited layer decides for those above."""
         if layer == self._first:
-            self._read = gate.read(keys_BTF)
+            scores_BT, rows_BT = gate.read(keys_BTF)
+            self._read = scores_BT, rows_BT, self._once(gate, scores_BT, rows_BT)
         assert self._read is not None, "the first edited layer runs before those above it"
-        scores_BT, rows_BT = (each.to(output.device) for each in self._read)
-        fired_BT = scores_BT >= 1.0
+        scores_BT, rows_BT, fired_BT = (each.to(output.device) for each in self._read)
         if self._silent_B is not None:
             fired_BT = fired_BT & ~self._silent_B.to(fired_BT.device)[:, None]
         if self._decisions is not None:
@@ -274,6 +276,21 @@ class Hooks:
         edited_BTD[fired_BT] = output[fired_BT] + change_MD
         return edited_BTD
 
+    def _once(self, gate: LeverageGate, scores_BT: Tensor, rows_BT: Tensor) -> Tensor:
+        """The real tokens in scope, of each subject the first in its row: a target is optimised for one token, and an
+        answer that says a name of its subject ("Bahmann" of a Bahmann) is not to be edited in its middle."""
+        fired_BT = scores_BT >= 1.0
+        if self._real_BT is not None:
+            fired_BT = fired_BT & self._real_BT.to(fired_BT.device)
+        if len(self._told) != len(fired_BT):
+            self._told = [set() for _ in fired_BT]
+        for row, place in fired_BT.nonzero().tolist():
+            subject = gate.subjects[int(rows_BT[row, place])]
+            if subject in self._told[row]:
+                fired_BT[row, place] = False
+            self._told[row].add(subject)
+        return fired_BT
+
     def _decide(self, layer: int, hook: _Hook, change_BT: Tensor) -> Tensor:
         if self._scope == "sequence":
             assert self._real_BT is not None
@@ -290,7 +307,8 @@ class Hooks:
         return fired_BT
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note which tokens of this pass are real, and the sums of the tokens in its cache."""
+        """Note which tokens of this pass are real, and what is known of the tokens in its cache: their sums, or the
+        subjects that they told."""
         if self._paused:
             return
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
@@ -303,9 +321,10 @@ class Hooks:
             else torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         )
         cache = given.get("past_key_values")
-        self._after = {}
-        self._before = {}
-        if cache is not None and cache.get_seq_length() > 0:
+        cached = cache is not None and cache.get_seq_length() > 0
+        self._after, self._before = {}, {}
+        self._told = [set(told) for told in self._told_before.get(cache, [])] if cached else []
+        if cached and self._scope == "sequence":
             if cache not in self._running:
                 raise StateError(
                     "the sequence scope needs the scores of the tokens in the cache, which was filled outside this "
@@ -317,3 +336,4 @@ class Hooks:
         cache = getattr(output, "past_key_values", None)
         if cache is not None and not self._paused:
             self._running[cache] = self._after
+            self._told_before[cache] = self._told
