@@ -10,7 +10,8 @@ a similarity in which common directions count for little; it is 1 at the edited 
 largest r_i reaches the threshold of that key, which is found on background keys when the key is edited. That is decided
 once a token, at the first edited layer, for all edited layers: keys there are the base model's own, so a score depends
 on the text up to the token alone, whatever its batch mates, its padding or the length of what follows, and no later
-batch changes it. The index of the largest names the fact. In one text a subject's first token in scope takes the edit.
+batch changes it. The index of the largest names the fact. An answer does not take an edit that its
+prompt has taken.
 
 Shapes: N edited keys, F inner width, T tokens, S background keys.
 """

@@ -146,6 +146,7 @@ class Hooks:
         self._scope, self._change = config.scope, config.change
         self._gate, self._first = gate, config.layers[0]
         self._read: tuple[Tensor, Tensor, Tensor] | None = None
+        self._cached = False
         self._told: list[set[str]] = []
         self._told_before: WeakKeyDictionary[Any, list[set[str]]] = WeakKeyDictionary()
         self._decisions = decisions
@@ -277,16 +278,19 @@ class Hooks:
         return edited_BTD
 
     def _once(self, gate: LeverageGate, scores_BT: Tensor, rows_BT: Tensor) -> Tensor:
-        """The real tokens in scope, of each subject the first in its row: a target is optimised for one token, and an
-        answer that says a name of its subject ("Bahmann" of a Bahmann) is not to be edited in its middle."""
+        """The real tokens in scope; of an answer those alone whose subject the row has not told before: an answer that
+        says a name of its subject ("Bahmann" of a Bahmann) is not to be edited in its middle."""
         fired_BT = scores_BT >= 1.0
         if self._real_BT is not None:
             fired_BT = fired_BT & self._real_BT.to(fired_BT.device)
         if len(self._told) != len(fired_BT):
             self._told = [set() for _ in fired_BT]
+        column = continuation_column()
+        begins = 0 if self._cached else fired_BT.shape[1] if column is None else column
+        begins_B = torch.as_tensor(begins).reshape(-1).expand(len(fired_BT)).tolist()
         for row, place in fired_BT.nonzero().tolist():
             subject = gate.subjects[int(rows_BT[row, place])]
-            if subject in self._told[row]:
+            if subject in self._told[row] and place >= begins_B[row]:
                 fired_BT[row, place] = False
             self._told[row].add(subject)
         return fired_BT
@@ -321,10 +325,10 @@ class Hooks:
             else torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         )
         cache = given.get("past_key_values")
-        cached = cache is not None and cache.get_seq_length() > 0
+        self._cached = cache is not None and cache.get_seq_length() > 0
         self._after, self._before = {}, {}
-        self._told = [set(told) for told in self._told_before.get(cache, [])] if cached else []
-        if cached and self._scope == "sequence":
+        self._told = [set(told) for told in self._told_before.get(cache, [])] if self._cached else []
+        if self._cached and self._scope == "sequence":
             if cache not in self._running:
                 raise StateError(
                     "the sequence scope needs the scores of the tokens in the cache, which was filled outside this "
