@@ -34,7 +34,7 @@ def convert(
 
     report = convert_feed(source, target, format=format, at=at and at.replace(tzinfo=UTC), name=name, rank=rank)
     if as_json:
-        print_json(asdict(report))
+        print_json(report.to_dict())
         return
     out.print(f"{report.converted} fact changes from {report.read} records in {target}", soft_wrap=True)
     for title, counts in (
