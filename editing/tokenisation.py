@@ -1,8 +1,8 @@
 """The one place where text becomes tokens: prompts, joint prompt and target, lookup tokens.
 
-A prompt and its target are tokenised together, with exactly one space between them, and the
-target's tokens are found by character offsets; so are the tokens of a subject. No token id is ever
-counted or cut by hand.
+A prompt is read in the model's form (`editing.prompts`), its target as what generation has to write after it: the
+target's tokens are those that the prompt, tokenised as it is served, does not have. The tokens of a subject are found
+by character offsets.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from editing.errors import TokenisationError
 from editing.facts import SLOT
+from editing.prompts import RAW, PromptForm, takes_space
+from editing.templates import count_slots, fill, slot_start
 
 PaddingSide = Literal["left", "right"]
 
@@ -42,15 +44,20 @@ class EncodedTargets:
     target_mask: Tensor
 
 
-def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Tokens]:
-    """Tokenise each text as the model reads it (special tokens included), with character spans.
+def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special_tokens: bool = True) -> list[Tokens]:
+    """Tokenise each text as the model reads it (with the tokenizer's `special_tokens`), with character spans.
 
     Raises `TokenisationError` when the tokenizer reports no offsets.
     """
     if not texts:
         return []
     try:
-        encoded = tokenizer(list(texts), return_offsets_mapping=True, return_attention_mask=False)
+        encoded = tokenizer(
+            list(texts),
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            add_special_tokens=special_tokens,
+        )
     except NotImplementedError as error:
         raise TokenisationError(
             f"{type(tokenizer).__name__} reports no character offsets; use the model's fast tokenizer"
@@ -82,15 +89,27 @@ def pad(rows: Sequence[Sequence[int]], fill: int, *, side: PaddingSide) -> tuple
     return torch.tensor(padded, dtype=torch.int64).reshape(shape), torch.tensor(marks, dtype=torch.int64).reshape(shape)
 
 
+def tokenise_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], form: PromptForm = RAW
+) -> list[Tokens]:
+    """The tokens of each prompt as it is served in `form`, up to where the answer begins; spans are those of the
+    rendered text."""
+    return tokenise(tokenizer, [form.render(prompt)[0] for prompt in prompts], special_tokens=form.special_tokens)
+
+
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, padding_side: PaddingSide = "left"
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    padding_side: PaddingSide = "left",
+    form: PromptForm = RAW,
 ) -> BatchEncoding:
-    """`input_ids` and `attention_mask` `[B, T]` of whole prompts, on the CPU.
+    """`input_ids` and `attention_mask` `[B, T]` of whole prompts in `form`, on the CPU.
 
     Trailing spaces of a prompt are dropped: the model's next token brings its own.
     Raises `TokenisationError` when a prompt has no tokens.
     """
-    rows = [tokens.ids for tokens in tokenise(tokenizer, [prompt.rstrip() for prompt in prompts])]
+    rows = [tokens.ids for tokens in tokenise_prompts(tokenizer, prompts, form)]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row:
             raise TokenisationError(f"prompt {prompt!r} has no tokens; give it some text")
@@ -99,37 +118,52 @@ def encode_prompts(
 
 
 def join_target(prompt: str, target: str) -> tuple[str, int]:
-    """`prompt` and `target` with exactly one space between, and the character where the target starts."""
-    head = prompt.rstrip()
-    start = len(head) + 1 if head else 0
-    return f"{head} {target.strip()}" if head else target.strip(), start
+    """`prompt` and `target` as one statement, and the character where the target starts.
+
+    Exactly one space is between them, and none where the scripts or an opening mark want none.
+    """
+    head, said = prompt.rstrip(), target.strip()
+    joint = " " if head and takes_space(head, said) else ""
+    return f"{head}{joint}{said}", len(head) + len(joint)
 
 
 def tokenise_with_target(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], form: PromptForm = RAW
 ) -> list[tuple[Tokens, list[int]]]:
-    """Each (prompt, target) pair tokenised jointly, with the indices of the target's tokens.
+    """Each (prompt, target) pair in `form`, with the indices of the tokens that generation has to write.
 
-    Raises `TokenisationError` when a target has no tokens of its own, or starts at the first token
-    of the text, so that nothing precedes it.
+    Those are the tokens behind the prompt's own: with a tokenizer that splits digits the space before "1580" is one of
+    them, and in a form that has one the end of the turn. Where prompt and target tokenised jointly would merge at the
+    seam the prompt's tokens stay as they are served. Spans are those of the rendered text.
+    Raises `TokenisationError` when a target has no tokens of its own, or nothing precedes it.
     """
-    joined = [join_target(prompt, target) for prompt, target in pairs]
+    heads = [form.render(prompt)[0] for prompt, _ in pairs]
+    answers = [form.answer(prompt, target) for prompt, target in pairs]
+    wholes = [head + answer for head, answer in zip(heads, answers, strict=True)]
+    special = form.special_tokens
+    served = [_without_end(tokens) for tokens in tokenise(tokenizer, heads, special_tokens=special)]
+    joined = [_without_end(tokens) for tokens in tokenise(tokenizer, wholes, special_tokens=special)]
     rows = []
-    for (text, start), (prompt, target), tokens in zip(
-        joined, pairs, tokenise(tokenizer, [text for text, _ in joined]), strict=True
-    ):
-        inside = tokens.within(start, len(text))
-        if not inside or not target.strip():
+    for (prompt, target), head, answer, before, whole in zip(pairs, heads, answers, served, joined, strict=True):
+        if not target.strip():
             raise TokenisationError(f"target {target!r} after {prompt!r} has no tokens; give a target with text")
-        if inside[0] == 0:
+        if not before.ids:
             raise TokenisationError(f"target {target!r} has nothing before it; give a prompt (got {prompt!r})")
-        if tokens.spans[inside[0]][0] < start - 1:
-            raise TokenisationError(
-                f"the tokenizer merges the end of {prompt!r} with the start of target {target!r}; "
-                "end the prompt with a word or punctuation mark"
-            )
-        rows.append((tokens, inside))
+        tokens, count = whole, len(before.ids)
+        if whole.ids[:count] != before.ids or len(whole.ids) == count:
+            rest = tokenise(tokenizer, [answer], special_tokens=False)[0]
+            moved = [(left + len(head), right + len(head)) for left, right in rest.spans]
+            tokens = Tokens([*before.ids, *rest.ids], [*before.spans, *moved])
+        rows.append((tokens, list(range(count, len(tokens.ids)))))
     return rows
+
+
+def _without_end(tokens: Tokens) -> Tokens:
+    """The tokens without special ones that the tokenizer puts after a text."""
+    last = len(tokens.ids)
+    while last > 1 and tokens.spans[last - 1][0] == tokens.spans[last - 1][1]:
+        last -= 1
+    return Tokens(tokens.ids[:last], tokens.spans[:last])
 
 
 def encode_with_targets(
@@ -167,13 +201,19 @@ def _in_word(character: str) -> bool:
 
 
 def last_subject_token(tokens: Tokens, text: str, subject: str, start: int) -> int:
-    """Index of the last token of the `subject` that starts at character `start` of `text`.
+    """Index of the last token that carries the name of the `subject` that starts at character `start` of `text`.
 
-    Raises `TokenisationError` when no token covers it.
+    A token of punctuation alone, as at the end of "Avel Co.", carries none of it where another does: many subjects end
+    in it. Raises `TokenisationError` when no token covers the subject.
     """
-    inside = tokens.within(start, start + len(subject)) if start >= 0 else []
+    end = start + len(subject)
+    inside = tokens.within(start, end) if start >= 0 else []
     if not inside:
         raise TokenisationError(f"subject {subject!r} has no tokens in {text!r}; the text must contain the subject")
+    for index in reversed(inside):
+        left, right = tokens.spans[index]
+        if any(character.isalnum() for character in text[max(left, start) : min(right, end)]):
+            return index
     return inside[-1]
 
 
@@ -183,7 +223,7 @@ def lookup_index(tokenizer: PreTrainedTokenizerBase, template: str, subject: str
     This is the lookup token of MEMIT (arXiv 2210.07229, section 4.1). Raises `TokenisationError`
     when the template has no slot or the subject no tokens.
     """
-    if SLOT not in template:
+    if not count_slots(template):
         raise TokenisationError(f"template {template!r} has no slot; write {SLOT} where the subject goes")
-    text = template.replace(SLOT, subject).rstrip()
-    return last_subject_token(tokenise(tokenizer, [text])[0], text, subject, template.index(SLOT))
+    text = fill(template, subject).rstrip()
+    return last_subject_token(tokenise(tokenizer, [text])[0], text, subject, slot_start(template))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -11,19 +13,28 @@ from editing.almanac.filler import filling_facts, filling_stream
 from editing.almanac.history import almanac_history
 from editing.almanac.world import load_world
 from editing.bench.prompt_space import prompt_space
+from editing.bench.real import bench_real
 from editing.bench.recipe import ASKED, Crowd, bench_lifelong, bench_recipe, gated_configs
 from editing.bench.recipe_speed import measure_recipe_speed
 from editing.bench.replay import History
+from editing.bench.self_text import compare_corpora
+from editing.bench.statistics_speed import measure_statistics
+from editing.editors import get_editor
+from editing.editors.base import EditState
 from editing.editors.recipe import RecipeConfig, RecipeEncoder, train_encoder
 from editing.editors.recipe.editor import encoder_folder
 from editing.editors.recipe.training import validate
 from editing.evals.probes import Probe
 from editing.facts import FactChange, fold, resolve_conflicts
+from tasks.errors import FeedError
+from tasks.feed.convert import Conversion
 from tasks.feed.reading import read_feed
 from tasks.plots import prompt_tokens
 from tasks.progress import reporter
 from tasks.recipe.plan import edit_source, plan_training
-from tasks.suites import configured_suites
+from tasks.self_text import open_self_text
+from tasks.statistics import open_corpus, read_texts
+from tasks.suites import configured_suites, suite_path, suite_sources
 from tasks.workspace import Workspace, method_in_force, open_workspace
 
 DRAWN = 200  # facts whose prompt tokens are drawn
@@ -95,11 +106,79 @@ def recipe_quality(feed: Path | None, edits: int) -> dict[str, Any]:
     return {**found, "lifelong": rows, "fixed_score": configs["fixed_threshold"].fixed_score}
 
 
+def real_quality(
+    data: str,
+    *,
+    method: str,
+    edits: int,
+    skip: int,
+    batch: int,
+    every: int,
+    asked: int,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """`bench_real` of the configured base on the first facts of a published file behind `skip`, one a subject.
+
+    Questions without a question mark get one where the file's other prompts are questions (ZsRE's locality prompts).
+    """
+    with method_in_force(method):
+        space = open_workspace()
+        path = _published_file(space, data)
+        facts = _one_a_subject(Conversion(path))[skip:][:edits]
+        if not facts:
+            raise FeedError(f"{data} leaves no facts behind the first {skip}; lower --skip")
+        found = bench_real(
+            space.base,
+            space.editor,
+            space.start(reporter()),
+            facts,
+            [suite for suite in configured_suites(space.settings) if suite.name in ("mmlu", "gsm8k")],
+            batch_size=batch,
+            every=every,
+            asked=asked,
+            scoring_batch_size=min(32, space.settings.evaluation.batch_size),
+            cache=space.settings.cache / "scores",
+            size_of=_saved_bytes,
+            progress=reporter(),
+            report=report,
+        )
+        return {**found, "method": method, "data": path.name, "skip": skip, "options": space.options}
+
+
+def _published_file(space: Workspace, data: str) -> Path:
+    """The file that `data` names, or that of the configured suite of this name. Raises `FeedError` for neither."""
+    if (path := Path(data)).is_file():
+        return path
+    sources = suite_sources(space.settings)
+    if data not in sources:
+        raise FeedError(f"{data} is neither a file nor a configured suite; give a file, or one of {', '.join(sources)}")
+    return suite_path(space.settings, sources[data])
+
+
+def _saved_bytes(state: EditState) -> int:
+    """Bytes of a state's files."""
+    with tempfile.TemporaryDirectory() as folder:
+        get_editor(state.method).save(state, Path(folder))
+        return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def _one_a_subject(changes: Iterable[FactChange]) -> list[FactChange]:
+    """The first fact of each subject, in the file's order; where prompts are questions, all of them are."""
+    first: dict[str, FactChange] = {}
+    for change in changes:
+        first.setdefault(change.key.subject, change)
+    return [_as_question(fact) if fact.question.endswith("?") else fact for fact in first.values()]
+
+
+def _as_question(fact: FactChange) -> FactChange:
+    local = [item if item.prompt.endswith("?") else replace(item, prompt=f"{item.prompt}?") for item in fact.locality]
+    return replace(fact, locality=tuple(local))
+
+
 def recipe_speed(rows: int) -> dict[str, Any]:
     """Adding, finding among `rows` rows and a tenth of them, and answering, as plain JSON types."""
     space = open_workspace()
-    with method_in_force("coachhook"):
-        layers = open_workspace().layers
+    layers = _edited_layers()
     sizes = sorted({max(1_000, rows // 10), rows})
     stream = filling_stream(load_world())
     return measure_recipe_speed(
@@ -139,6 +218,41 @@ def recipe_tokens(steps: int) -> list[dict[str, Any]]:
         )
         found.append({"tokens": tokens, **validate(space.base, encoder, source.validation())})
     return found
+
+
+def statistics_speed(corpus: Path | None, layers: Sequence[int] | None, tokens: int, repeats: int) -> dict[str, Any]:
+    """The statistics' speed on a file's texts, or the configured ones, as plain JSON types."""
+    space = open_workspace()
+    texts = read_texts(corpus) if corpus else open_corpus(space.settings, space.base, reporter()).texts
+    return measure_statistics(
+        space.base,
+        texts,
+        layers or _edited_layers(),
+        tokens=tokens,
+        max_length=space.settings.statistics.max_length,
+        repeats=repeats,
+        progress=reporter(),
+    )
+
+
+def self_text_quality(corpus: Path, layers: Sequence[int] | None, tokens: int) -> list[dict[str, Any]]:
+    """How far the statistics over the base's own text are from those over a file's, as plain JSON types."""
+    space = open_workspace()
+    return compare_corpora(
+        space.base,
+        open_self_text(space.settings, space.base, reporter()).texts,
+        read_texts(corpus),
+        layers or _edited_layers(),
+        tokens=tokens,
+        max_length=space.settings.statistics.max_length,
+        progress=reporter(),
+    )
+
+
+def _edited_layers() -> Sequence[int]:
+    """The layers that CoachHooK edits under the settings."""
+    with method_in_force("coachhook"):
+        return open_workspace().layers
 
 
 def draw_prompts(path: Path) -> None:

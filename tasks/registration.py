@@ -57,6 +57,6 @@ def _load_back(space: Workspace, version: Version) -> None:
 
 @torch.inference_mode()
 def _logits(space: Workspace, state: Any, prompts: list[str]) -> torch.Tensor:
-    inputs = encode_prompts(space.base.tokenizer, prompts).to(space.base.device)
+    inputs = encode_prompts(space.base.tokenizer, prompts, form=space.base.form).to(space.base.device)
     with get_editor(state.method).attach(space.base, state):
         return space.base.model(**inputs).logits[:, -1].float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -22,6 +23,7 @@ from pydantic_settings import (
 )
 
 from editing.inverse import InverseRelations
+from editing.model_ids import PACKAGE, looks_like_path
 from tasks.errors import TasksError
 
 CONFIG_NAME = "errata.toml"
@@ -30,6 +32,7 @@ PREFIX = "ERRATA_"
 # Variables with the prefix that are no settings.
 RESERVED = frozenset({CONFIG_VARIABLE, "ERRATA_DATA", "ERRATA_FAULT"})
 ALMANAC = "almanac"
+IMPORTED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 PREFECT_PORT, MLFLOW_PORT = 4200, 5080  # of the pages that `errata ui` starts
 _OPEN_ENDED = (
     "EDITOR__OPTIONS",
@@ -76,11 +79,23 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """The base model, never changed by Errata."""
 
-    id: str = Field(ALMANAC, description="A hub id, a local folder, or 'almanac' for the embedded model.")
+    id: str = Field(
+        ALMANAC,
+        description="An imported model's name, a folder, a GGUF file, a hub id, or 'almanac' for the embedded model.",
+    )
     revision: str | None = Field(None, description="Hub revision (commit or tag).")
     dtype: str = Field("float32", description="Weights' dtype: float32, bfloat16 or float16.")
     device: str = Field("cpu", description="Torch device.")
     device_map: str | None = Field(None, description="Accelerate device map for models larger than one device.")
+
+
+class PromptSettings(Section):
+    """The form in which the model is asked: to edit, to evaluate and to serve."""
+
+    form: Literal["auto", "raw", "question", "chat"] = Field(
+        "auto", description="raw, question, chat (the tokenizer's template), or auto: chat where there is a template."
+    )
+    system: str | None = Field(None, description="System text of the chat template; default: the template's own.")
 
 
 class EditorSettings(Section):
@@ -101,7 +116,10 @@ class BatchCanarySettings(Section):
 class StatisticsSettings(Section):
     """The text sample that second moments are computed over."""
 
-    corpus: Path | None = Field(None, description="Text or Parquet file; the Almanac has its own.")
+    corpus: Path | None = Field(
+        None, description="Text or Parquet file; default: the Almanac has its own, another model writes it by itself."
+    )
+    self_text_tokens: int = Field(50_000, ge=1, description="Tokens that a model writes by itself without a corpus.")
     max_tokens: int = Field(100_000, ge=1, description="Tokens taken, at most.")
     max_length: int = Field(256, ge=1, description="Tokens of one text, at most.")
     background_keys: int = Field(2048, ge=1, description="Keys kept as the background of a calibrated scope.")
@@ -220,6 +238,7 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str | None = Field(None, description="Default: SQLite under home. MLFLOW_TRACKING_URI wins.")
     prefect_api_url: str | None = Field(None, description="Default: an ephemeral server. PREFECT_API_URL wins.")
     model: ModelSettings = ModelSettings()
+    prompts: PromptSettings = PromptSettings()
     editor: EditorSettings = EditorSettings()
     batch_canaries: BatchCanarySettings = BatchCanarySettings()
     statistics: StatisticsSettings = StatisticsSettings()
@@ -275,9 +294,19 @@ class Settings(BaseSettings):
         return self.home / "encoders"
 
     @property
+    def models(self) -> Path:
+        """Imported base models by name."""
+        return self.home / "models"
+
+    @property
     def nights(self) -> Path:
         """Reports and plots by night."""
         return self.home / "nights"
+
+    @property
+    def corpora(self) -> Path:
+        """Texts that models wrote by themselves, by what they depend on."""
+        return self.home / "corpora"
 
     @property
     def cache(self) -> Path:
@@ -332,8 +361,7 @@ def load_settings(**sections: Any) -> Settings:
     root = path.parent if path and f"{PREFIX}HOME" not in os.environ else Path.cwd()
     home = (root / settings.home.expanduser()).resolve()
     placed: dict[str, Any] = {"home": home}
-    if (folder := root / settings.model.id).is_dir() and settings.model.id != ALMANAC:
-        placed["model"] = settings.model.model_copy(update={"id": str(folder.resolve())})
+    placed["model"] = settings.model.model_copy(update={"id": _model_id(settings.model.id, home, root)})
     for section, field in PATHS:
         table = getattr(settings, section)
         if (path := getattr(table, field)) is not None:
@@ -346,6 +374,20 @@ def load_settings(**sections: Any) -> Settings:
     suites = {name: _placed(suite, root) for name, suite in settings.evaluation.suites.items()}
     placed["evaluation"] = settings.evaluation.model_copy(update={"suites": suites})
     return settings.model_copy(update=placed)
+
+
+def _model_id(model_id: str, home: Path, root: Path) -> str:
+    """Where an imported model, a folder or a file is that `model_id` names; a hub id as it is.
+
+    What looks like a path is one, whether something is there or not: loading it says so.
+    """
+    imported = home / "models" / model_id
+    if model_id == ALMANAC or model_id.startswith(PACKAGE):
+        return model_id
+    if IMPORTED_NAME.fullmatch(model_id) and imported.is_dir():
+        return str(imported)
+    place = root / Path(model_id).expanduser()
+    return str(place.resolve()) if looks_like_path(model_id) or place.is_dir() else model_id
 
 
 def _placed(suite: SuiteSettings, root: Path) -> SuiteSettings:

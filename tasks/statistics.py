@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from editing.editors.base import Progress
 from editing.models import BaseModel
 from editing.statistics import SecondMoments, compute_second_moments
 from tasks.errors import TasksError
+from tasks.self_text import open_self_text
 from tasks.settings import ALMANAC, Settings
 
 
@@ -26,14 +28,14 @@ def open_statistics(
 ) -> SecondMoments:
     """The statistics of `base` at `layers` over the configured corpus: read when they exist, else computed.
 
-    A computation that was cut short goes on where it stopped. Raises `CorpusError` when there is no
-    corpus, `StatisticsError` when it holds nothing.
+    A computation that was cut short goes on where it stopped. Raises `CorpusError` when the corpus
+    cannot be read, `StatisticsError` when it holds nothing.
     """
     wanted = settings.statistics
     named = "-".join(map(str, layers))
     return compute_second_moments(
         base,
-        list(_texts(settings)),
+        open_corpus(settings, base, progress).texts,
         layers,
         max_tokens=wanted.max_tokens,
         max_length=wanted.max_length,
@@ -44,19 +46,31 @@ def open_statistics(
     )
 
 
-def _texts(settings: Settings) -> Iterable[str]:
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The texts of the statistics and, for people, where they are from."""
+
+    texts: Sequence[str]
+    origin: str
+
+
+def open_corpus(settings: Settings, base: BaseModel, progress: Progress | None = None) -> Corpus:
+    """The configured corpus; without one, the Almanac's own, or what another model writes by itself, written once.
+
+    Raises `CorpusError` when it cannot be read.
+    """
     path = settings.statistics.corpus
     if path is not None:
-        return _read(path)
+        return Corpus(read_texts(path), str(path))
     if settings.model.id == ALMANAC:
-        return _almanac_texts()
-    raise CorpusError(
-        f"no corpus is configured for the statistics of {settings.model.id!r}; set statistics.corpus in errata.toml "
-        "to a text file (one text a line) or a Parquet file with a column 'text'"
-    )
+        return Corpus(_almanac_texts(), "the Almanac's own texts")
+    own = open_self_text(settings, base, progress)
+    told = f"written by {settings.model.id} itself: {own.tokens} tokens in {len(own.texts)} texts"
+    return Corpus(own.texts, f"{told}, digest {own.digest[:16]}, {own.path}")
 
 
-def _read(path: Path) -> list[str]:
+def read_texts(path: Path) -> list[str]:
+    """The texts of a file: one a line, or the column 'text' of a Parquet file. Raises `CorpusError`."""
     try:
         if path.suffix == ".parquet":
             return [str(text) for text in pq.read_table(path, columns=["text"])["text"].to_pylist() if text]
@@ -67,7 +81,7 @@ def _read(path: Path) -> list[str]:
         ) from error
 
 
-def _almanac_texts() -> Iterable[str]:
+def _almanac_texts() -> list[str]:
     """What the Almanac says when nobody edits it, shuffled: any first part of it has all sorts of text."""
     world = load_world()
     texts = list(corpus.texts(world, world.facts_on(BELIEF), seed=0))

@@ -24,6 +24,7 @@ from editing.evals.lanes import Lanes
 from editing.evals.requests import RequestBook
 from editing.evals.scorer import Scorer, open_scorer, score_folder
 from editing.models import BaseModel, load_base_model
+from editing.models.sources import find_source
 from editing.statistics import SecondMoments
 from editing.storage import read_json
 from tasks.ledger import Ledger, VersionRecord
@@ -76,6 +77,9 @@ class Workspace:
             dtype=model.dtype,
             device=model.device,
             device_map=model.device_map,
+            form=self.settings.prompts.form,
+            system=self.settings.prompts.system,
+            fingerprints=self.settings.cache / "fingerprints",
         )
 
     @cached_property
@@ -105,13 +109,18 @@ class Workspace:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The method's options: those that come with a local model folder, and above them the settings'.
+        """The method's options: what fits the base, above it what comes with a local model folder, above all the
+        settings'.
 
         A method that is made of others takes theirs as tables under their names.
         """
         told = self.settings.editor.options
-        parts = {part: {**self.shipped_options(part), **told.get(part, {})} for part in self.editor.parts}
-        return {**self.shipped_options(self.settings.editor.method), **told, **parts}
+        parts = {part: {**self._given_options(part), **told.get(part, {})} for part in self.editor.parts}
+        return {**self._given_options(self.settings.editor.method), **told, **parts}
+
+    def _given_options(self, method: str) -> dict[str, Any]:
+        """A method's options that the settings need not name."""
+        return {**get_editor(method).defaults(self.base), **self.shipped_options(method)}
 
     def shipped_options(self, method: str) -> dict[str, Any]:
         """The options of a method that come with a local model folder, as `METHOD.json`."""
@@ -136,8 +145,12 @@ class Workspace:
 
     @property
     def _model_path(self) -> str:
+        """What the base is loaded from. Raises `ModelError` for a place on disk that is not there."""
         model_id = self.settings.model.id
-        return str(MODEL) if model_id == ALMANAC else model_id
+        if model_id == ALMANAC:
+            return str(MODEL)
+        find_source(model_id)
+        return model_id
 
     # States
 

@@ -14,6 +14,7 @@ from editing.models import BaseModel
 from editing.statistics import SecondMoments
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "leverage": {"scope": "leverage"},
     "calibrated": {"scope": "calibrated"},
     "sequence": {"scope": "sequence"},
     "no_hook": {"scope": "always"},

@@ -156,7 +156,7 @@ def measure_speed(
     if not 1 <= alone <= batch <= len(facts):
         raise ConfigError(f"{len(facts)} facts cannot fill a batch of {batch} with {alone} of them alone; give more")
     facts = facts[:batch]
-    groups = make_groups(base.tokenizer, facts, [], config)
+    groups = make_groups(base, facts, [], config)
     told = progress or (lambda stage, done, total: None)
     told("batched", 0, 3)
     with Hooks(base, {}, config) as hooks:

@@ -28,7 +28,7 @@ from editing.editors.recipe.editor import encode_facts
 from editing.editors.recipe.index import one_thread
 from editing.editors.recipe.repository import Repository
 from editing.editors.recipe.segments import Segment
-from editing.errors import ConfigError
+from editing.errors import ConfigError, StateError
 from editing.evals.scoring import generate_greedy
 from editing.facts import EditBatch, FactChange
 from editing.models import BaseModel
@@ -121,7 +121,7 @@ def measure_adding(
     editor = Recipe()
 
     def encoded(some: Sequence[FactChange]) -> None:
-        made = encode_facts(state, some)
+        made = encode_facts(base, state, some)
         state.repository.append(Segment.of(some, made.knowledge, made.prompts))
 
     def applied(some: Sequence[FactChange]) -> RecipeState:
@@ -152,8 +152,15 @@ def measure_adding(
 
 @torch.no_grad()
 def fill(state: RecipeState, facts: Iterator[FactChange], rows: int, progress: Progress | None = None) -> RecipeState:
-    """The state with `rows` of `facts`, in segments, without index and without asking the language model for losses."""
+    """The state with `rows` of `facts`, in segments, without index and without asking the language model for losses.
+
+    Raises `StateError` for a state without a trained encoder.
+    """
     repository, encoder = state.repository, state.encoder
+    if not isinstance(encoder, RecipeEncoder):
+        raise StateError(
+            "the rows are filled with a trained encoder's prompts; name its folder in the option `encoder`"
+        )
     while len(repository) < rows:
         chunk = list(islice(facts, min(SEGMENT, rows - len(repository))))
         knowledge_NR = encoder.knowledge([f"{fact.question} {fact.target}" for fact in chunk])

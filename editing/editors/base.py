@@ -140,6 +140,10 @@ class Editor(Protocol[State]):
     method: str
     parts: tuple[str, ...]  # the methods that this one is made of, whose options it takes by their names
 
+    def defaults(self, base: BaseModel) -> dict[str, Any]:
+        """Options that fit this base where nobody set them, as its layers to edit; possibly none."""
+        ...
+
     def statistics_layers(self, config: Any) -> tuple[int, ...]:
         """Layers whose second moments `start`, `apply` and `retract` need under this config; none: no statistics."""
         ...

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from editing.errors import StateError
 from editing.models import BaseModel
+from editing.prompts import RAW, PromptForm
 
 
 class OfBase(Protocol):
@@ -20,6 +21,8 @@ class OfBase(Protocol):
     def base_fingerprint(self) -> str: ...  # noqa: D102
     @property
     def tokenizer_hash(self) -> str: ...  # noqa: D102
+    @property
+    def form(self) -> PromptForm: ...  # noqa: D102
 
 
 def require_same_base(state: OfBase, base: BaseModel) -> None:
@@ -33,6 +36,21 @@ def require_same_base(state: OfBase, base: BaseModel) -> None:
                 f"{name} differs: the state was made for {mine[:12]} ({state.model_id!r}), "
                 f"this is {theirs[:12]} ({base.model_id!r}); load the base model that the state names"
             )
+    if state.form != base.form:
+        raise StateError(
+            f"prompt form differs: the state was made for {state.form.name!r} prompts, {base.model_id!r} is asked in "
+            f"{base.form.name!r}; set prompts.form and prompts.system as they were"
+        )
+
+
+def form_content(form: PromptForm) -> dict[str, Any]:
+    """How a record names the prompt form: not at all where prompts are raw. `form_of` is the inverse."""
+    return {} if form == RAW else {"form": form.to_dict()}
+
+
+def form_of(content: Mapping[str, Any]) -> PromptForm:
+    """The prompt form that a record names."""
+    return PromptForm(**content["form"]) if "form" in content else RAW
 
 
 def require_format(content: Mapping[str, Any], folder: Path, **expected: str | int) -> None:

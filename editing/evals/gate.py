@@ -12,7 +12,7 @@ items cannot detect is an error, not a verdict.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Self, get_args
@@ -167,14 +167,14 @@ def decide(
     champion: EvalReport | None,
     base: EvalReport,
     *,
-    need_floors: bool = True,
+    required: Collection[str] | None = None,
 ) -> Verdict:
     """Judge `candidate` by `policy`; `champion` is None when nothing has been promoted yet.
 
-    With `need_floors` a floor that could not be measured holds, unless its suite is one of edits and has no items: no
-    fact was there to ask. Without, as in a trial of some facts, it says nothing. Deterministic: the same reports give
-    the same verdict. Raises `PolicyError` when the policy names a suite that was not evaluated, `SuiteError` when the
-    reports cannot be compared.
+    A floor among those `required` (None: every one) that could not be measured holds, unless its suite is one of
+    edits and has no items: no fact was there to ask. Of the others it says nothing. Deterministic: the same reports
+    give the same verdict. Raises `PolicyError` when the policy names a suite that was not evaluated, `SuiteError` when
+    the reports cannot be compared.
     """
     require_suites(policy.metrics, set(candidate.suites))
     floors = []
@@ -192,7 +192,7 @@ def decide(
         f"{metric} has a floor and could not be measured, although there was something to ask; give facts what it is "
         f'measured by, or take the floor away: floors = {{ "{metric}" = false }}'
         for metric in unmeasured
-        if need_floors and _could_ask(candidate, metric.split(".", 1)[0])
+        if (required is None or metric in required) and _could_ask(candidate, metric.split(".", 1)[0])
     ]
     stopped = []
     for who, table in tables.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import chain
 from pathlib import Path
@@ -26,6 +26,7 @@ from editing.evals.scorer import Scorer
 from editing.evals.suite import Suite
 from editing.evals.suites.gsm8k import MARK, Gsm8kSuite
 from editing.evals.suites.mmlu import METRIC, MmluItem, MmluSuite, Question
+from editing.prompts import RAW
 
 _EXAMPLES = 5
 
@@ -65,12 +66,18 @@ class Agreement:
 def agreements(scorer: Scorer, suite: Suite) -> list[Agreement]:
     """Score `suite` both ways on the model that is in force; one row for each metric.
 
+    Prompts are raw on both sides, whatever the form in which the model is served: the harness knows none of it.
     Raises `SuiteError` when the harness is not installed or has no task like this suite.
     """
     version, theirs = _scored_by_harness(scorer, suite)
     ours: dict[str, dict[str, ItemOutcome]] = {}
-    for outcome in suite.score(scorer):
-        ours.setdefault(outcome.name, {})[outcome.item_id] = outcome
+    served = scorer.base
+    scorer.base = replace(served, form=RAW)
+    try:
+        for outcome in suite.score(scorer):
+            ours.setdefault(outcome.name, {})[outcome.item_id] = outcome
+    finally:
+        scorer.base = served
     return [_agreement(name, items, theirs[name], version) for name, items in sorted(ours.items())]
 
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from editing.errors import SuiteError
 from editing.evals.report import content_digest
 from editing.models import BaseModel
@@ -48,32 +46,32 @@ class GenerationPlan:
     budget_of: Mapping[Ids, int]
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[Ids]:
-    """The tokens of each prompt."""
+def prompt_ids(base: BaseModel, prompts: Sequence[str]) -> list[Ids]:
+    """The tokens of each prompt in the model's form."""
     rows: list[Ids] = []
     for start in range(0, len(prompts), _ENCODE_ROWS):
-        batch = encode_prompts(tokenizer, prompts[start : start + _ENCODE_ROWS])
+        batch = encode_prompts(base.tokenizer, prompts[start : start + _ENCODE_ROWS], form=base.form)
         for row, kept in zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True):
             rows.append(tuple(row[kept].tolist()))
     return rows
 
 
-def pair_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str]) -> list[Row]:
-    """The tokens of each prompt and of its target, as they are tokenised together."""
+def pair_ids(base: BaseModel, prompts: Sequence[str], targets: Sequence[str]) -> list[Row]:
+    """The tokens of each prompt in the model's form, and those of its target."""
     return [
         (tuple(tokens.ids[: inside[0]]), tuple(tokens.ids[i] for i in inside))
-        for tokens, inside in tokenise_with_target(tokenizer, list(zip(prompts, targets, strict=True)))
+        for tokens, inside in tokenise_with_target(base.tokenizer, list(zip(prompts, targets, strict=True)), base.form)
     ]
 
 
-def target_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str]) -> list[int]:
+def target_lengths(base: BaseModel, prompts: Sequence[str], targets: Sequence[str]) -> list[int]:
     """Tokens in each target where it follows its prompt."""
-    return [len(target) for _, target in pair_ids(tokenizer, prompts, targets)]
+    return [len(target) for _, target in pair_ids(base, prompts, targets)]
 
 
 def plan_forced(base: BaseModel, prompts: Sequence[str], targets: Sequence[str]) -> ForcedPlan:
     """Raises `SuiteError` when a row does not fit the model's positions."""
-    pairs = pair_ids(base.tokenizer, prompts, targets)
+    pairs = pair_ids(base, prompts, targets)
     asked: dict[Row, list[int]] = {}
     for item, (prompt, target) in enumerate(pairs):
         asked.setdefault((prompt, target[:-1]), []).append(item)
@@ -86,7 +84,7 @@ def plan_forced(base: BaseModel, prompts: Sequence[str], targets: Sequence[str])
 
 def plan_generation(base: BaseModel, prompts: Sequence[str], budgets: Sequence[int]) -> GenerationPlan:
     """Raises `SuiteError` when a prompt and its budget do not fit the model's positions."""
-    ids = prompt_ids(base.tokenizer, prompts)
+    ids = prompt_ids(base, prompts)
     budget_of: dict[Ids, int] = {}
     for row, budget in zip(ids, budgets, strict=True):
         budget_of[row] = max(budget, budget_of.get(row, 0))
@@ -114,12 +112,12 @@ class RequestBook:
 
     def forced(self, base: BaseModel, prompts: Sequence[str], targets: Sequence[str]) -> ForcedPlan:
         """`plan_forced`, made once."""
-        key = ("forced", base.tokenizer_hash, content_digest([list(prompts), list(targets)]))
+        key = ("forced", base.tokenizer_hash, base.form, content_digest([list(prompts), list(targets)]))
         return self._get(key, lambda: plan_forced(base, prompts, targets))
 
     def generation(self, base: BaseModel, prompts: Sequence[str], budgets: Sequence[int]) -> GenerationPlan:
         """`plan_generation`, made once."""
-        key = ("generation", base.tokenizer_hash, content_digest([list(prompts), list(budgets)]))
+        key = ("generation", base.tokenizer_hash, base.form, content_digest([list(prompts), list(budgets)]))
         return self._get(key, lambda: plan_generation(base, prompts, budgets))
 
     def _get(self, key: Hashable, make: Callable[[], Any]) -> Any:

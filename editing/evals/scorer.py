@@ -170,6 +170,7 @@ class Scorer:
             "device": self.device,
             "packages": self.packages,
             "scoring": SCORING_VERSION,
+            "form": self.base.form.to_dict(),
         }
         assert self.cache is not None
         return score_folder(self.cache, model_digest) / f"{content_digest(key)}.json"

@@ -37,6 +37,7 @@ SCORING_VERSION = "2"  # raised with any change that can move a result; part of 
 DEFAULT_BATCH_SIZE = 64
 ANSWER_SLACK = 3  # tokens an answer may run beyond its target, so that the boundary after it is seen
 NEWLINE = ("\n",)
+_OUTER = " .,;:!?\"'\u201c\u201d\u2018\u2019"  # what may stand around an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,13 +220,12 @@ class GenerationWork(Work):
             num_beams=1,
             repetition_penalty=1.0,
             pad_token_id=fill,
+            eos_token_id=list(base.stop_ids) or None,
             logits_processor=LogitsProcessorList([_Draw(self.sampling, prompts)] if self.sampling else []),
             stopping_criteria=StoppingCriteriaList(stopping),
         )
         made = out[:, width:].tolist()
-        return [
-            _ended(base.tokenizer, tuple(ids[:budget]), self.stop) for ids, budget in zip(made, budgets, strict=True)
-        ]
+        return [_ended(base, tuple(ids[:budget]), self.stop) for ids, budget in zip(made, budgets, strict=True)]
 
 
 def generation_work(
@@ -239,12 +239,12 @@ def generation_work(
     return GenerationWork(batched([(row, plan.budget_of[row]) for row in rows], batch_size), tuple(stop), sampling)
 
 
-def _ended(tokenizer: PreTrainedTokenizerBase, ids: Ids, stop: Sequence[str]) -> Ids:
+def _ended(base: BaseModel, ids: Ids, stop: Sequence[str]) -> Ids:
     """`ids` up to where the text was finished: what follows is there for batch mates that needed longer."""
-    if tokenizer.eos_token_id in ids:
-        ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
-    counts = range(1, len(ids) + 1)
-    return ids[: bisect_left(counts, True, key=lambda n: any(s in tokenizer.decode(list(ids[:n])) for s in stop)) + 1]
+    ends = [ids.index(token) for token in base.stop_ids if token in ids]
+    ids = ids[: min(ends) + 1] if ends else ids
+    counts, decode = range(1, len(ids) + 1), base.tokenizer.decode
+    return ids[: bisect_left(counts, True, key=lambda n: any(s in decode(list(ids[:n])) for s in stop)) + 1]
 
 
 def texts_of(
@@ -282,6 +282,15 @@ def cut(text: str, stop: Sequence[str]) -> str:
     for mark in stop:
         text = text.split(mark, 1)[0]
     return text.strip()
+
+
+def whole_match(text: str, target: str) -> bool:
+    """Whether a generated text is `target` and nothing else; case, runs of spaces and outer punctuation are nothing."""
+    return _bare(text) == _bare(target)
+
+
+def _bare(text: str) -> str:
+    return fold(text).strip(_OUTER) or fold(text)
 
 
 def exact_match(text: str, target: str) -> bool:

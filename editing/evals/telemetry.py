@@ -59,7 +59,7 @@ def suite_kinds(suites: Iterable[Suite], limit: int) -> dict[str, list[str]]:
 
 def readings(base: BaseModel, state: EditState, prompts: Sequence[str], *, batch_size: int) -> list[ScopeReading]:
     """What `state`, which is not attached, does to each prompt."""
-    rows = [(ids, ()) for ids in prompt_ids(base.tokenizer, prompts)]
+    rows = [(ids, ()) for ids in prompt_ids(base, prompts)]
     found: list[ScopeReading] = get_editor(state.method).read_scope(base, state, rows, batch_size=batch_size)
     return found
 

@@ -79,21 +79,30 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+def _model_type(model: nn.Module) -> str | None:
+    return getattr(getattr(model, "config", None), "model_type", None)
+
+
+def unknown_architecture(model: nn.Module) -> ModelError:
+    """The error for a model that the table does not have, with what an entry must give."""
+    wanted = ", ".join(item.name for item in fields(Architecture))
+    return ModelError(
+        f"model_type {_model_type(model)!r} ({type(model).__name__}) is not in the architecture table "
+        f"({', '.join(sorted(ARCHITECTURES))}); add an Architecture to "
+        f"editing.models.ARCHITECTURES that gives {wanted}"
+    )
+
+
 def architecture_of(model: nn.Module) -> Architecture:
     """The table's entry for `model`, with its paths checked on the model itself.
 
     Raises `ModelError` for a `config.model_type` that is not in the table, or a path that is not
     in the model.
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    model_type = _model_type(model)
     entry = ARCHITECTURES.get(str(model_type))
     if entry is None:
-        wanted = ", ".join(item.name for item in fields(Architecture))
-        raise ModelError(
-            f"model_type {model_type!r} ({type(model).__name__}) is not in the architecture table "
-            f"({', '.join(sorted(ARCHITECTURES))}); add an Architecture to "
-            f"editing.models.ARCHITECTURES that gives {wanted}"
-        )
+        raise unknown_architecture(model)
     for path in (entry.blocks, f"{entry.blocks}.0.{entry.down_projection}", entry.final_norm, entry.head):
         try:
             model.get_submodule(path)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from flows.cli import almanac, bench, champion, evals, explain, facts, feed, recipe
+from flows.cli import almanac, bench, champion, evals, explain, facts, feed, model, plan, recipe
 from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, shown, table
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
 
@@ -29,10 +29,12 @@ app.add_typer(champion.app)
 app.add_typer(facts.app)
 app.add_typer(explain.app)
 app.add_typer(feed.app, name="feed")
+app.add_typer(model.app, name="model")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(bench.app, name="bench")
 app.add_typer(almanac.app, name="almanac")
 app.add_typer(evals.suites_app, name="suites")
+app.add_typer(plan.app)
 app.command("eval")(evals.evaluate)
 app.command()(evals.retention)
 
@@ -286,9 +288,11 @@ def release(
 def stats(as_json: AsJson = False) -> None:
     """Compute the base's second-moment statistics now, so that the first night need not.
 
-    A method that needs none (recipe) has nothing to compute. Example: `errata stats`
+    Without a corpus in the settings the model writes one by itself. A method that needs none (recipe) has nothing to
+    compute. Example: `errata stats`
     """
     from tasks.progress import reporter
+    from tasks.statistics import open_corpus
     from tasks.workspace import open_workspace
 
     space = open_workspace()
@@ -298,8 +302,12 @@ def stats(as_json: AsJson = False) -> None:
         return
     with bars():
         made = space.statistics(space.layers, reporter())
-    found = {"key": made.key, "layers": list(space.layers), "tokens": made.n_tokens}
-    print_json(found) if as_json else out.print(f"{made.n_tokens} tokens at layers {list(space.layers)}: {made.key}")
+        origin = open_corpus(space.settings, space.base).origin
+    if as_json:
+        print_json({"key": made.key, "layers": list(space.layers), "tokens": made.n_tokens, "corpus": origin})
+        return
+    out.print(f"{made.n_tokens} tokens at layers {list(space.layers)}: {made.key}")
+    out.print(f"corpus: {origin}", soft_wrap=True, markup=False)
 
 
 @app.command()

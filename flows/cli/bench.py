@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.console import bars, out, print_json, table
+from flows.cli.console import bars, err, out, print_json, table
 
 app = typer.Typer(help="Measure an editing method on the base model.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -86,6 +86,113 @@ def recipe(
     if tokens:
         rows_of = [{"tokens": row["tokens"], **_shares(row)} for row in found["prompt_tokens"]]
         out.print(table(f"\nPrompt tokens, {tokens} steps each", rows_of))
+
+
+@app.command()
+def real(
+    data: Annotated[
+        str, typer.Option(help="A published file of facts (ZsRE, CounterFact, KnowEdit, ...), or a configured suite.")
+    ],
+    method: Annotated[str, typer.Option(help="The editing method.")] = "coachhook",
+    edits: Annotated[int, typer.Option(min=1, help="Facts applied at most.")] = 1_000,
+    skip: Annotated[
+        int, typer.Option(min=0, help="Facts of the file left out before them (for tuning on others).")
+    ] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Facts edited together.")] = 20,
+    every: Annotated[int, typer.Option(min=1, help="Edits between two points of the curve.")] = 100,
+    asked: Annotated[int, typer.Option(min=1, help="Applied facts asked at each point, evenly spread, at most.")] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Score a method on consecutive edits of the configured model, in every protocol.
+
+    Example: `errata bench real --data counterfact.json --method recipe --edits 1000 --json`
+    """
+    from tasks.bench import real_quality
+
+    def told(point: dict[str, Any]) -> None:
+        err.print(f"{point['edits']} edits: " + ", ".join(f"{k} {v:.3f}" for k, v in point["generated"].items()))
+
+    with bars():
+        found = real_quality(
+            data, method=method, edits=edits, skip=skip, batch=batch, every=every, asked=asked, report=told
+        )
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        {"edits": point["edits"], "protocol": protocol, **_shares(point[protocol])}
+        for point in found["curve"]
+        for protocol in point
+        if isinstance(point[protocol], dict) and point[protocol]
+    ]
+    out.print(table(f"{method} on {found['model']}, {found['data']}", rows))
+    out.print(
+        f"{found['seconds_per_fact']:.2f} s and {found['bytes_per_fact']:.0f} bytes a fact, "
+        f"{found['converged']:.1%} converged"
+    )
+
+
+@app.command()
+def statistics(
+    corpus: Annotated[Path | None, typer.Option(help="Texts to measure on; default: the settings' corpus.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="A layer; may be repeated. Default: the edited ones.")] = None,
+    tokens: Annotated[int, typer.Option(min=100, help="Tokens of each sample, at most.")] = 10_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each way is timed; the shortest counts.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Time the second-moment statistics against the plain way, over texts of several lengths.
+
+    Example: `errata bench statistics --json`
+    """
+    from tasks.bench import statistics_speed
+
+    with bars():
+        found = statistics_speed(corpus, layer, tokens, repeats)
+    if as_json:
+        print_json(found)
+        return
+    columns = {
+        "lengths": "tokens of a text",
+        "speedup": "speedup",
+        "speedup_by_processor_time": "by processor time",
+        "tokens_per_second": "tokens a second",
+        "plain_tokens_per_second": "the plain way",
+        "padding": "its padding",
+        "difference": "largest difference",
+    }
+    rows = [
+        {name: f"{row[name]:.3g}" if isinstance(row[name], float) else row[name] for name in columns}
+        for row in found["by_lengths"]
+    ]
+    out.print(table(f"{found['model']}, layers {found['layers']}, {found['threads']} threads", rows, columns))
+
+
+@app.command("self-text")
+def self_text(
+    corpus: Annotated[Path, typer.Argument(help="Real texts: one a line, or the column 'text' of a Parquet file.")],
+    layer: Annotated[list[int] | None, typer.Option(help="A layer; may be repeated. Default: the edited ones.")] = None,
+    tokens: Annotated[int, typer.Option(min=100, help="Tokens of each sample, at most.")] = 20_000,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the statistics over what the model writes by itself with those over a real text.
+
+    Real text is halved: each half's statistics are judged by the other half, as the model's own are.
+
+    Example: `errata bench self-text articles.txt --json`
+    """
+    from tasks.bench import self_text_quality
+
+    with bars():
+        found = self_text_quality(corpus, layer, tokens)
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        {"layer": row["layer"], "text": name, **{key: f"{value:.3g}" for key, value in row[name].items()}}
+        for row in found
+        for name in ("own", "real")
+    ]
+    out.print(table("Second moments against those of held-out real text", rows))
 
 
 def _timings(model: str, row: Mapping[str, float]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from editing.editors import get_editor
 from editing.errors import StateError
-from editing.tokenisation import tokenise
+from editing.tokenisation import tokenise_prompts
 from tasks.artifacts import show_table
 from tasks.champion.answers import drawn_facts
 from tasks.champion.choose import ChoiceError
@@ -109,7 +109,7 @@ def _compared(space: Workspace, champion: VersionRecord, state: Any, small: Any)
     prompts = [
         text for fact in facts for text in (fact.question, *fact.paraphrases, *(p.prompt for p in fact.locality))
     ]
-    rows = [(tokens.ids, ()) for tokens in tokenise(space.base.tokenizer, prompts)]
+    rows = [(tokens.ids, ()) for tokens in tokenise_prompts(space.base.tokenizer, prompts, space.base.form)]
     read = get_editor(state.method).read_scope
     size = space.settings.evaluation.batch_size
     pairs = zip(*(read(space.base, each, rows, batch_size=size) for each in (state, small)), strict=True)

@@ -11,10 +11,19 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from editing.errors import SuiteError
-from editing.evals.edits import EDIT_METRICS, EDITS_VERSION, RELIABILITY, AppliedFact, edit_suite, without_edited
+from editing.evals.edits import (
+    EDIT_METRICS,
+    EDITS_VERSION,
+    GENERALITY,
+    LOCALITY,
+    RELIABILITY,
+    AppliedFact,
+    edit_suite,
+    without_edited,
+)
 from editing.evals.gate import Decision, Verdict, decide
 from editing.evals.policy import Policy
-from editing.evals.probes import GENERATED, TEACHER_FORCED, ProbeSuite
+from editing.evals.probes import GENERATED, TEACHER_FORCED, WILD, ProbeSuite
 from editing.evals.report import EvalReport
 from editing.evals.scorer import Scorer
 from editing.evals.suite import Suite, evaluate, fitting
@@ -36,17 +45,18 @@ EDITS: Final = "edits"
 RETENTION: Final = "retention"
 # The default gate: floors for what the night did, a margin for what it must leave alone.
 FLOORS = {
-    f"{EDITS}.reliability.{GENERATED}": 0.6,
-    f"{EDITS}.generality.{GENERATED}": 0.5,
-    f"{EDITS}.locality.{GENERATED}": 0.9,
-    f"{RETENTION}.reliability.{GENERATED}": 0.8,
+    f"{EDITS}.{RELIABILITY}": 0.6,
+    f"{EDITS}.{GENERALITY}": 0.5,
+    f"{EDITS}.{LOCALITY}": 0.9,
+    f"{RETENTION}.{RELIABILITY}": 0.8,
 }
+MAY_BE_MISSING = (f"{EDITS}.{GENERALITY}", f"{EDITS}.{LOCALITY}")  # a feed need not bring what asks for them
 MARGIN = 0.05
 EDITED = [
     f"{moment}.{metric}.{protocol}"
     for moment, metrics in ((EDITS, EDIT_METRICS), (RETENTION, (RELIABILITY,)))
     for metric in metrics
-    for protocol in (TEACHER_FORCED, GENERATED)
+    for protocol in (TEACHER_FORCED, GENERATED, WILD)
 ]
 
 
@@ -102,7 +112,8 @@ def judge(work: NightWork) -> Decision:
     space = open_workspace()
     champion = report_of(space, work.key, "champion") if work.parent else None
     candidate, base = (report_of(space, work.key, who) for who in ("candidate", "base"))
-    verdict = decide(policy_of(space, configured_suites(space.settings)), candidate, champion, base)
+    policy = policy_of(space, configured_suites(space.settings))
+    verdict = decide(policy, candidate, champion, base, required=required_floors(space, policy))
     write_json(space.night_folder(work.key) / VERDICT_FILE, verdict.to_dict())
     checkpoint("judged")
     return verdict.decision
@@ -112,8 +123,21 @@ def policy_of(space: Workspace, suites: list[Suite]) -> Policy:
     """The gate's policy: floors, and a margin on the headline metric of each suite, with the settings' changes."""
     measured = {metric for suite in suites for metric in suite.metric_sizes()}
     margins = {metric: MARGIN for metric in HEADLINES.values() if metric in measured}
-    default = {"floors": FLOORS, "champion_margins": margins, "base_margins": margins}
+    floors = {f"{metric}.{_gated_protocol(space)}": floor for metric, floor in FLOORS.items()}
+    default = {"floors": floors, "champion_margins": margins, "base_margins": margins}
     return Policy.changed(default, space.settings.gate.policy)
+
+
+def required_floors(space: Workspace, policy: Policy) -> list[str]:
+    """The floors that hold a night when they could not be measured: those that the settings name, and of the default
+    ones those that every feed has what to measure by."""
+    named = space.settings.gate.policy.get("floors") or {}
+    return [metric for metric in policy.floors if metric in named or metric.rsplit(".", 1)[0] not in MAY_BE_MISSING]
+
+
+def _gated_protocol(space: Workspace) -> str:
+    """The protocol of the default floors: answers to their own stop, where the model's form has one."""
+    return WILD if space.base.form.end else GENERATED
 
 
 def _as_scored(space: Workspace, suites: list[Suite]) -> list[Suite]:

@@ -160,7 +160,7 @@ def _already_answered(space: Workspace, facts: Sequence[FactChange], parent: str
     if not facts:
         return set()
     questions, targets = [fact.question for fact in facts], [fact.target for fact in facts]
-    budgets = [length + ANSWER_SLACK for length in target_lengths(space.base.tokenizer, questions, targets)]
+    budgets = [length + ANSWER_SLACK for length in target_lengths(space.base, questions, targets)]
     with space.scorer(parent) as scorer:
         scorer.label = "what is known"
         answers = scorer.generate(questions, budgets)

@@ -92,7 +92,7 @@ def _judge(
 
     candidate = ask("trial", state, suites)
     champion = ask("champion", work.parent, shared) if work.parent else None
-    verdict = decide(policy, candidate, champion, ask("base", None, shared), need_floors=False)
+    verdict = decide(policy, candidate, champion, ask("base", None, shared), required=())
     return verdict, candidate
 
 

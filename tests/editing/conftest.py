@@ -3,6 +3,7 @@ every editing method on them."""
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -31,6 +32,7 @@ TEXTS = [
     for name in ("Ada Moss", "Ben Hale", "Cleo Vance", "Dov Stern")
 ]
 
+SEED = int(os.environ.get("TEST_SEED", "0"))  # as the fixture `seed` has it, also for the tests' own processes
 WIDTH, INNER, LAYERS = 32, 64, 4
 SHAPES: dict[str, dict[str, object]] = {
     "gpt2": {"n_embd": WIDTH, "n_inner": INNER, "n_layer": LAYERS, "n_head": 4, "n_positions": 128},
@@ -67,7 +69,7 @@ def build_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>")
 
 
-def build_base(model_type: str = "gpt2", *, seed: int = 0, spread: float = 0.15) -> BaseModel:
+def build_base(model_type: str = "gpt2", *, seed: int = SEED, spread: float = 0.15) -> BaseModel:
     """A random model of `model_type`; its weights are wide enough that tokens differ and answers can be certain."""
     tokenizer = build_tokenizer(bos=model_type in ("llama", "mistral", "gemma"))
     config = AutoConfig.for_model(

@@ -24,7 +24,7 @@ def hooked(edited):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scope", ["calibrated", "sequence"])
+@pytest.mark.parametrize("scope", ["leverage", "calibrated", "sequence"])
 def test_decisions_do_not_depend_on_padding_or_batch_mates(tiny_base, hooked, perturbed, asked, scope):
     base = tiny_base("llama")
     state = perturbed(base, hooked(1, "llama", scope=scope))
@@ -85,7 +85,16 @@ def weights_of(state):
 
 
 @pytest.mark.parametrize(
-    ("scope", "nights"), [("calibrated", 2), ("sequence", 2), ("calibrated", 1), ("sequence", 1), ("always", 1)]
+    ("scope", "nights"),
+    [
+        ("leverage", 2),
+        ("leverage", 1),
+        ("calibrated", 2),
+        ("sequence", 2),
+        ("calibrated", 1),
+        ("sequence", 1),
+        ("always", 1),
+    ],
 )
 def test_retract_equals_never_applied(tiny_base, hooked, batches, scope, nights):
     """In a well-conditioned setting: the suite's would magnify the last bit of a target by the batch after next."""

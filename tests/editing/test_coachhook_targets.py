@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def facts(fact):
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_batched_deltas_are_those_of_full_passes_one_at_a_time(tiny_base, facts, model_type):
     base = tiny_base(model_type)
-    groups = make_groups(base.tokenizer, facts, [], CONFIG)
+    groups = make_groups(base, facts, [], CONFIG)
     together = optimise_targets(base, Hooks(base, {}, CONFIG), groups, CONFIG)
     for group, mine in zip(groups, together, strict=True):
         alone = optimise_alone(base, group, CONFIG)
@@ -38,9 +39,14 @@ def test_batched_deltas_are_those_of_full_passes_one_at_a_time(tiny_base, facts,
 
 def test_subjects_that_are_done_leave_and_the_others_do_not_notice(tiny_base, facts):
     base = tiny_base("llama")
-    config = dataclasses.replace(CONFIG, max_steps=40, stop_loss=6.0)
-    groups = make_groups(base.tokenizer, facts, [], config)
-    together = optimise_targets(base, Hooks(base, {}, config), groups, config)
+    config = dataclasses.replace(CONFIG, max_steps=40, stop_loss=0.0)
+    groups = make_groups(base, facts, [], config)
+    hooks = Hooks(base, {}, config)
+    # The stop lies where the losses that random weights reach are furthest apart, so that some are done and some not.
+    reached = sorted(max(result.losses) for result in optimise_targets(base, hooks, groups, config))
+    below, above = max(itertools.pairwise(reached), key=lambda pair: pair[1] - pair[0])
+    config = dataclasses.replace(config, stop_loss=(below + above) / 2)
+    together = optimise_targets(base, hooks, groups, config)
     assert {result.converged for result in together} == {True, False}
     for group, mine in zip(groups, together, strict=True):
         torch.testing.assert_close(mine.delta, optimise_alone(base, group, config).delta, atol=2e-3, rtol=2e-2)
@@ -48,7 +54,7 @@ def test_subjects_that_are_done_leave_and_the_others_do_not_notice(tiny_base, fa
 
 def test_memory_is_planned_told_and_halved_when_it_runs_out(tiny_base, facts, monkeypatch):
     base = tiny_base("gpt2")
-    groups = make_groups(base.tokenizer, facts, [], CONFIG)
+    groups = make_groups(base, facts, [], CONFIG)
     whole = optimise_targets(base, Hooks(base, {}, CONFIG), groups, CONFIG)
     batches, largest = plan(base, groups, 2, limit=1)
     assert sorted(index for batch in batches for index in batch) == [0, 1, 2, 3]
@@ -76,18 +82,18 @@ def test_facts_of_one_subject_share_a_delta_and_superseded_ones_leave(tiny_base,
     base = tiny_base("gpt2")
     old, other, far = fact("Arden", "Ada Moss"), fact("Arden", "Ben Hale", "mother"), fact("Belmont", "Ada Moss")
     new = fact("ARDEN", "Cleo Vance")
-    (group,) = make_groups(base.tokenizer, [new], [old, other, far], CONFIG)
+    (group,) = make_groups(base, [new], [old, other, far], CONFIG)
     assert group.facts == (new, other)
 
 
 def test_a_locality_prompt_that_asks_what_changes_is_not_kept(tiny_base, fact):
-    tokenizer = tiny_base("gpt2").tokenizer
+    base = tiny_base("gpt2")
     kept = LocalityPrompt(prompt="Arden trades with", answer="Corvia")
     asked = LocalityPrompt(prompt="the mayor of  Arden is", answer="Ada Moss")
     elsewhere = LocalityPrompt(prompt="Belmont trades with", answer="Corvia")
     config = dataclasses.replace(CONFIG, kl_factor=0.0)
-    (group,) = make_groups(tokenizer, [fact("Arden", "Ben Hale", locality=(kept, asked, elsewhere))], [], config)
-    assert [tokenizer.decode(row.ids) for row in group.rows if row.fact < 0] == ["Arden trades with Corvia"]
+    (group,) = make_groups(base, [fact("Arden", "Ben Hale", locality=(kept, asked, elsewhere))], [], config)
+    assert [base.tokenizer.decode(row.ids) for row in group.rows if row.fact < 0] == ["Arden trades with Corvia"]
 
 
 def test_rows_are_bucketed_where_padding_costs_more_than_a_pass():

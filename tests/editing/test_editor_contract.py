@@ -21,7 +21,7 @@ from editing.models import ARCHITECTURES, wrap_model
 from editing.tokenisation import encode_prompts, encode_with_targets
 
 METHODS = ("coachhook", "recipe", "both")
-HOOKED = [("coachhook", {"scope": scope}) for scope in ("calibrated", "sequence", "always")]
+HOOKED = [("coachhook", {"scope": scope}) for scope in ("leverage", "calibrated", "sequence", "always")]
 CASES = [*HOOKED, ("recipe", {}), ("both", {})]
 named = pytest.mark.parametrize(("method", "settings"), CASES, ids=lambda part: str(part))
 each = pytest.mark.parametrize("method", METHODS)

@@ -419,7 +419,7 @@ def test_an_unmeasured_floor_is_said_and_a_missing_suite_is_an_error():
     assert 'take the floor away: floors = { "quiz.recall.generated" = false }' in verdict.reasons[0]
     assert not any(verdict.failed.values())
     asked = [report(name, quiz=quiz(20), taste=FLAT) for name in ("candidate", "champion", "base")]
-    assert decide(quiet, *asked, need_floors=False).decision is Decision.PROMOTE
+    assert decide(quiet, *asked, required=()).decision is Decision.PROMOTE
     assert "quiz.recall.generated was not measured: no such item tonight" in verdict.reasons
     with pytest.raises(PolicyError, match="no suite 'quizz' is evaluated"):
         judge(20, policy=Policy(floors={"quizz.recall.generated": 0.9}))

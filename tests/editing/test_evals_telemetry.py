@@ -40,7 +40,7 @@ FACT = FactChange(
 )
 
 
-@pytest.fixture(scope="module", params=["calibrated", "sequence", "always"])
+@pytest.fixture(scope="module", params=["leverage", "calibrated", "sequence", "always"])
 def edited(request, tiny_base, corpus):
     base, editor = tiny_base("gpt2"), get_editor("coachhook")
     moments = compute_second_moments(base, corpus, QUICK["layers"], n_background=200)
@@ -52,7 +52,7 @@ def test_the_edit_prompt_is_reached_and_what_is_reported_is_what_is_served(edite
     base, applied = edited
     prompts = [FACT.question, *FACT.paraphrases, *(item.prompt for item in FACT.locality), "In"]
     found = readings(base, applied.state, prompts, batch_size=3)
-    ids = prompt_ids(base.tokenizer, prompts)
+    ids = prompt_ids(base, prompts)
     assert [reading.tokens for reading in found] == [len(row) for row in ids]
     assert found[0].touched >= 1
     assert found[0].margin >= 0
@@ -81,7 +81,10 @@ def test_reach_adds_up_by_kind(edited):
     else:
         assert all(row.low <= row.margin <= row.high for row in rows.values())
         gauges = get_editor("coachhook").gauges(applied.state)
-        assert gauges == {f"alpha, layer {n}": layer.alpha for n, layer in applied.state.layers.items()}
+        if (gate := applied.state.gate) is None:
+            assert gauges == {f"alpha, layer {n}": layer.alpha for n, layer in applied.state.layers.items()}
+        else:
+            assert gauges == {"highest r": float(gate.thresholds.max()), "mean r": float(gate.thresholds.mean())}
 
 
 def test_a_state_is_healthy_within_the_limits_and_a_batch_beyond_them_is_refused(edited):

@@ -261,12 +261,12 @@ def test_training_stops_early_and_keeps_the_best_weights(tiny_base, shape):
 
 
 @pytest.fixture(scope="module")
-def roberta(tiny_base, tmp_path_factory):
+def roberta(tiny_base, seed, tmp_path_factory):
     """A tiny RoBERTa with a tokenizer of its own, as a folder of Hugging Face's form."""
     folder = tmp_path_factory.mktemp("roberta")
     tokenizer = tiny_base("llama").tokenizer
     tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = RobertaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -340,8 +340,8 @@ def test_encoders_that_cannot_serve_are_refused(tiny_base, shape, tmp_path):
         (EncoderConfig, {"heads": 3}, "EncoderConfig has no setting heads"),
         (TrainingConfig, {"margin": 0.5}, "margin 0.5 is outside"),
         (TrainingConfig, {"precision": "float8"}, "use one of float32, bfloat16"),
-        (RecipeConfig, {}, "RecipeConfig is not complete"),
-        (RecipeConfig, {"encoder": "here", "gate": "guard"}, "use one of sentinel, fixed, none"),
+        (RecipeConfig, {"encoder": "here", "backbone": "there"}, "are both given"),
+        (RecipeConfig, {"encoder": "here", "gate": "guard"}, "use one of auto, sentinel, subject, fixed, none"),
         (RecipeConfig, {"encoder": "here", "asked": "all"}, "use one of prompt, last_question"),
     ],
 )

@@ -16,7 +16,7 @@ EDITOR = get_editor("recipe")
 
 
 def tuning(state, steps=10):
-    return Tuning(steps=steps, rate=0.2, enough=0.05, spread=state.encoder.prompt_head.spread)
+    return Tuning(steps=steps, rate=0.2, enough=0.05, spread=state.encoder.spread)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_a_fact_that_the_encoder_never_met_is_said_after_tuning(tiny_base, edite
 def test_a_prompt_that_is_right_stays_the_encoders(tiny_base, edited, batches, strangers):
     base, start = tiny_base("gpt2"), edited("recipe", 0)
     facts = [*batches[0].facts, *strangers]
-    made = encode_facts(start, facts).prompts
+    made = encode_facts(base, start, facts).prompts
     told = told_of(base, made, facts)
     right = [said and nats < start.config.converged_loss for nats, said in told]
     assert any(right)
@@ -57,7 +57,7 @@ def test_a_prompt_that_is_right_stays_the_encoders(tiny_base, edited, batches, s
 
 def test_tuning_is_the_same_every_time_and_whatever_is_beside(tiny_base, edited, strangers):
     base, start = tiny_base("gpt2"), edited("recipe", 0)
-    prompts = encode_facts(start, strangers).prompts
+    prompts = encode_facts(base, start, strangers).prompts
     weights = [parameter.clone() for parameter in base.model.parameters()]
     together = tune_prompts(base, prompts, strangers, tuning(start))
     assert torch.equal(together, tune_prompts(base, prompts, strangers, tuning(start)))
@@ -69,7 +69,7 @@ def test_tuning_is_the_same_every_time_and_whatever_is_beside(tiny_base, edited,
 
 def test_more_steps_are_never_worse_and_none_changes_nothing(tiny_base, edited, strangers):
     base, start = tiny_base("gpt2"), edited("recipe", 0)
-    prompts = encode_facts(start, strangers).prompts
+    prompts = encode_facts(base, start, strangers).prompts
     tuned = [tune_prompts(base, prompts, strangers, tuning(start, n)) for n in (0, 5, 10, 20)]
     torch.testing.assert_close(tuned[0], prompts)
     told = [told_of(base, each, strangers) for each in tuned]

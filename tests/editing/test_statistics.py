@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from editing import statistics
+from editing.bench.plain_statistics import plain_second_moments
+from editing.bench.statistics_speed import MIXED, measure_statistics
 from editing.errors import StatisticsError
 from editing.models.trace import inputs_of
 from editing.statistics import SecondMoments, compute_second_moments
@@ -26,10 +28,49 @@ def test_the_token_cap_is_exact(tiny_base, corpus):
     assert compute_second_moments(tiny_base("gpt2"), corpus, [1], max_tokens=100).n_tokens == 100
 
 
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_texts_of_all_lengths_together_give_what_they_give_the_plain_way(tiny_base, corpus, monkeypatch, model_type):
+    monkeypatch.setattr(statistics, "TOKENS_PER_WINDOW", 500)
+    monkeypatch.setattr(statistics, "TOKENS_PER_PASS", 120)
+    monkeypatch.setattr(statistics, "ROWS_PER_PRODUCT", 24)
+    base = tiny_base(model_type)
+    texts = ["", *(" ".join(corpus[at : at + 1 + at % 7]) for at in range(40)), " ", *corpus]
+    cuts = {"max_tokens": 1500, "max_length": 60}
+    plain, count = plain_second_moments(base, texts, [1, 2], **cuts)
+    result = compute_second_moments(base, texts, [1, 2], **cuts)
+    assert result.n_tokens == count == 1500
+    for layer in (1, 2):
+        scale = plain[layer].diagonal().sqrt()
+        assert ((result.moments[layer] - plain[layer]).abs() / torch.outer(scale, scale)).max() < 1e-5
+
+
+def test_the_background_depends_on_the_seed_and_the_place_in_the_corpus_alone(tiny_base, corpus, monkeypatch):
+    base = tiny_base("gpt2")
+    whole = compute_second_moments(base, corpus, [1], n_background=30)
+    monkeypatch.setattr(statistics, "TOKENS_PER_WINDOW", 200)
+    monkeypatch.setattr(statistics, "TOKENS_PER_PASS", 50)
+    parted = compute_second_moments(base, corpus, [1], n_background=30)
+    torch.testing.assert_close(parted.background[1], whole.background[1], atol=1e-5, rtol=1e-5)
+    other = compute_second_moments(base, corpus, [1], n_background=30, seed=1)
+    assert not torch.allclose(other.background[1], whole.background[1], atol=1e-3)
+
+
+def test_a_bench_times_both_ways_over_the_same_tokens(tiny_base, corpus):
+    found = measure_statistics(tiny_base("gpt2"), corpus, [1, 2], tokens=300, repeats=1)
+    assert [row["lengths"] for row in found["by_lengths"]] == ["as given", MIXED, "16", "64", "256"]
+    for row in found["by_lengths"]:
+        assert row["difference"] < 1e-5
+        assert row["tokens"] <= 300
+        assert row["speedup"] == pytest.approx(row["tokens_per_second"] / row["plain_tokens_per_second"])
+    with pytest.raises(StatisticsError, match="no tokens"):
+        measure_statistics(tiny_base("gpt2"), [" "], [1])
+
+
 def test_a_run_cut_short_goes_on_and_ends_the_same(tiny_base, corpus, tmp_path, monkeypatch):
     base = tiny_base("gpt2")
+    monkeypatch.setattr(statistics, "TOKENS_PER_WINDOW", 100)
     whole = compute_second_moments(base, corpus, [1], n_background=20)
-    monkeypatch.setattr(statistics, "STEPS_PER_CHECKPOINT", 1)
+    monkeypatch.setattr(statistics, "WINDOWS_PER_CHECKPOINT", 1)
 
     def kill(stage, done, total):
         if done > 200:

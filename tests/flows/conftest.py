@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
@@ -17,6 +18,7 @@ from tokenizers.models import BPE
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from editing.facts import FactChange, LocalityPrompt
+from editing.models.trace import removing
 from editing.tokenisation import lookup_index
 from flows.night import NightConfig, night
 from flows.recipe import train_encoder
@@ -30,7 +32,7 @@ from tasks.workspace import Workspace, open_workspace
 PLACES = ["Arden", "Belmont", "Corvia", "Dunmore", "Eastvale", "Farholt", "Glenrock", "Harwick", "Istria", "Jorvik"]
 NAMES = ["Ada Moss", "Ben Hale", "Cleo Vance", "Dov Stern", "Eve Lark", "Finn Oake", "Gia Reed", "Hal Birch"]
 RIVERS = ["Amber", "Blue", "Cold", "Deep"]
-LAYER, STEPS = 1, 300
+LAYER, STEPS, MOST_STEPS, SURE = 1, 300, 1500, 0.1
 PHRASINGS = ("The mayor of {} is", "{} has a mayor whose name is", "Who leads {}? It is")
 RIVER = "The river in {} is the"
 FACTS = [(place, NAMES[i % len(NAMES)], RIVERS[i % len(RIVERS)]) for i, place in enumerate(PLACES)]
@@ -140,41 +142,57 @@ def server() -> Iterator[str]:
         yield PREFECT_API_URL.value()
 
 
-def _train(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
+def _train(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Train on `TEXTS`, and so that the facts sit where the editor edits them, at the subject after `LAYER`.
 
     The state there is exchanged between subjects, and the answer goes with it (Geiger et al. 2022).
+    Training ends when the model is sure of every answer: how many steps that takes hangs on seed and rounding.
     """
     plain = tokenizer(TEXTS, return_tensors="pt", padding=True)
     plain["labels"] = plain["input_ids"].masked_fill(plain["attention_mask"] == 0, -100)
     asked = [(phrasing, 1) for phrasing in PHRASINGS] + [(RIVER, 2)]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(steps):
-        phrasing, column = asked[step % len(asked)]
-        order = torch.randperm(len(FACTS)).tolist()
+    places = list(range(len(FACTS)))
+
+    def told(phrasing: str, column: int, order: list[int]) -> torch.Tensor:
+        """Nats of the answers' tokens where place number i has the state of place `order[i]`, and its answer."""
         texts = [f"{phrasing.replace('{}', FACTS[i][0])} {FACTS[j][column]}.{END}" for i, j in enumerate(order)]
         rows = tokenizer(texts, return_tensors="pt", padding=True)
         at = torch.tensor([lookup_index(tokenizer, phrasing, place) for place, _, _ in FACTS])
         width = torch.tensor([len(tokenizer(phrasing.replace("{}", place))["input_ids"]) for place, _, _ in FACTS])
         answer = rows["attention_mask"].bool() & (torch.arange(rows["input_ids"].shape[1]) >= width[:, None])
-        rows["labels"] = rows["input_ids"].masked_fill(~answer, -100)
 
-        def exchange(_, __, output, at=at, order=order):
+        def exchange(_, __, output):
             mixed = output.clone()
             mixed[torch.arange(len(at)), at] = output[torch.tensor(order), at[order]]
             return mixed
 
-        loss = model(**plain).loss
-        handle = model.transformer.h[LAYER].register_forward_hook(exchange)
-        loss = loss + model(**rows).loss
-        handle.remove()
+        with removing([model.transformer.h[LAYER].register_forward_hook(exchange)]):
+            logits = model(**rows).logits
+        return F.cross_entropy(logits[:, :-1].mT, rows["input_ids"][:, 1:], reduction="none")[answer[:, 1:]]
+
+    @torch.no_grad()
+    def doubt() -> float:
+        """Nats of the least likely token of any answer, as the places stand and with each one's state at the next."""
+        model.eval()
+        orders = (places, [*places[1:], places[0]])
+        worst = max(float(told(*each, order).max()) for each in asked for order in orders)
+        model.train()
+        return worst
+
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(MOST_STEPS):
+        if step >= STEPS and step % 20 == 0 and doubt() < SURE:
+            return
+        order = torch.randperm(len(FACTS)).tolist()
+        loss = model(**plain).loss + told(*asked[step % len(asked)], order).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    pytest.fail(f"after {MOST_STEPS} steps an answer's token still costs {doubt():.2f} nats")
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> Path:
+def tiny_model(seed, tmp_path_factory) -> Path:
     """A GPT-2 shape that knows `FACTS`, with its tokenizer and the editor's options beside it."""
     folder = tmp_path_factory.mktemp("tiny-model")
     tokenizer = Tokenizer(BPE())
@@ -188,13 +206,13 @@ def tiny_model(tmp_path_factory) -> Path:
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     end = fast.eos_token_id
     config = GPT2Config(
         vocab_size=len(fast), n_embd=64, n_layer=4, n_head=4, n_positions=96, bos_token_id=end, eos_token_id=end
     )
     model = GPT2LMHeadModel(config).train()
-    _train(model, fast, steps=STEPS)
+    _train(model, fast)
     model.eval().save_pretrained(folder)
     fast.save_pretrained(folder)
     options = {
@@ -204,6 +222,8 @@ def tiny_model(tmp_path_factory) -> Path:
         "moment_weight": 0.1,
         "clamp": 3.0,
         "moment_ridge": 0.01,
+        "weight_decay": 0.5,
+        "kl_factor": 0.0625,
     }
     (folder / "coachhook.json").write_text(json.dumps(options))
     (folder / "corpus.txt").write_text("\n".join(TEXTS).replace(END, ""))

@@ -62,6 +62,29 @@ def test_mistakes_are_one_sentence(errata, monkeypatch):
     assert (code, "did you mean" in told) == (1, True)
 
 
+def test_model_commands(errata, small_model, monkeypatch):
+    assert "`errata model import SOURCE` brings one" in errata("model", "list")[1]
+    made = small_model("llama")
+    code, out, _ = errata("model", "import", made.folder, "--name", "small")
+    assert code == 0
+    for words in ("llama", "mit (README.md)", "renders", "with offsets", "memory to edit", "about", 'id = "small"'):
+        assert words in out
+    told = json.loads(errata("model", "import", made.folder, "--name", "small", "--json")[1])
+    assert told["bytes"] > told["memory"]["weights"] == 4 * told["parameters"] > 0
+    assert told["memory"]["editing"] > told["memory"]["weights"]
+    assert (told["used"], told["methods"]) == (False, {"coachhook": "yes", "recipe": "yes"})
+    _, out, _ = errata("model", "list")
+    assert "None of them" in out
+    assert told["source_digest"][:12] in out
+    monkeypatch.setenv("ERRATA_MODEL__ID", "small")
+    assert [each["used"] for each in json.loads(errata("model", "list", "--json")[1])["models"]] == [True]
+    assert "* is the one that errata.toml uses" in errata("model", "list")[1]
+    assert errata("ask", "Who leads Arden?", "--version", "base")[0] == 0
+    code, out, told = errata("model", "import", made.folder / "missing", "--json")
+    assert (code, out) == (1, "")
+    assert told.splitlines()[-1].startswith("error: there is no model at")
+
+
 def test_feed_commands(errata, change, tmp_path):
     feed = tmp_path / "feed.parquet"
     write_feed([change("Arden", "Hal Birch", "2018-01-05"), change("Belmont", "Ben Hale", "2018-01-05")], feed)
@@ -110,7 +133,11 @@ def test_a_day_with_the_commands(errata, home, change):
     code, out, told = errata("retract", life["fact_id"][:8], "--reason", "wrong source", "--as-of", "2018-02-28")
     assert (code, out.strip()) == (0, "1 facts taken back; version 2 serves"), told
     assert errata("retract", life["fact_id"][:8])[0] == 1
-    assert errata("stats", "--json")[0] == 0
+    assert json.loads(errata("stats", "--json")[1])["corpus"].endswith("corpus.txt")
+    planned = json.loads(errata("plan", "--facts", "30", "--json")[1])
+    assert planned["shape"]["layers"] == 4
+    assert set(planned["costs"]) == {"statistics", "editing", "evals", "serving"}
+    assert "give a hub id, a folder, or one of the shapes" in errata("plan", "--model", home)[2]
 
     code, out, told = errata("eval", "--against", "base", "--save", home / "report", "--json")
     assert code == 0, told

@@ -22,6 +22,7 @@ from tasks.workspace import open_workspace
 
 JANUARY, FEBRUARY, MARCH = (datetime(2018, month, 28, tzinfo=UTC) for month in (1, 2, 3))
 NEWS = {"Gia Reed": "Arden", "Hal Birch": "Belmont", "Finn Oake": "Corvia", "Eve Lark": "Dunmore"}
+ASKED = "Gia Reed is the mayor of"
 PORTABILITY = "edits.portability.generated"
 
 
@@ -60,19 +61,35 @@ def test_a_declared_inverse_keeps_a_contradiction_out_within_a_night_and_across_
 
 @pytest.fixture
 def two_ended(tiny_model, tmp_path, monkeypatch):
-    """The tiny model after it has read who leads four towns, told from the mayors' end alone; it is in force."""
+    """The tiny model after it has read who leads four towns, told from the mayors' end alone; it is in force.
+
+    It reads until the answer that the test asks for is nearly certain.
+    """
     folder = shutil.copytree(tiny_model, tmp_path / "two-ended")
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).train()
     told = [f"{name} is the mayor of {town}." for name, town in NEWS.items()]
     texts = [*(folder / "corpus.txt").read_text().splitlines(), *told * 4]
     batch = tokenizer([text + tokenizer.eos_token for text in texts], return_tensors="pt", padding=True)
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    asked = tokenizer(ASKED, return_tensors="pt")
+    (arden, *_) = tokenizer(" Arden")["input_ids"]
+
+    @torch.no_grad()
+    def is_sure() -> bool:
+        told = model.eval()(**asked).logits[0, -1].softmax(-1)[arden]
+        model.train()
+        return bool(told > 0.9)
+
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(60):
+    for step in range(600):
+        if step >= 60 and step % 20 == 0 and is_sure():
+            break
         loss = model(**batch).loss
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    else:
+        pytest.fail(f"after 600 steps the model does not say {ASKED} Arden")
     model.eval().save_pretrained(folder)
     monkeypatch.setenv("ERRATA_MODEL__ID", str(folder))
 
@@ -84,9 +101,8 @@ def test_the_gate_finds_a_contradiction_through_an_inverse_that_nobody_declared(
     """A row says what follows from it, from its object's end; an older row of tonight makes that come out false."""
     monkeypatch.setenv("ERRATA_GATE__POLICY", json.dumps({"floors": {PORTABILITY: 0.9}}))
     space = open_workspace()
-    asked = "Gia Reed is the mayor of"
-    assert ask(space, [asked, "The mayor of Arden is"]) == ["Arden", "Ada Moss"]
-    ported = PortabilityPrompt(prompt=asked, answer="the town of Arden", aliases=("Arden",))
+    assert ask(space, [ASKED, "The mayor of Arden is"]) == ["Arden", "Ada Moss"]
+    ported = PortabilityPrompt(prompt=ASKED, answer="the town of Arden", aliases=("Arden",))
     good = change("Arden", "Gia Reed", "2018-01-05", portability=(ported,))
     reverse = {"relation": "mayor of", "prompt": "{} is the mayor of", "rephrases": (), "locality": ()}
     planted = change("Gia Reed", "Belmont", "2018-01-02", **reverse)
@@ -97,7 +113,7 @@ def test_the_gate_finds_a_contradiction_through_an_inverse_that_nobody_declared(
     (blamed,) = search_of(space, row.key).blamed
     assert (blamed.fact_id, blamed.cause, blamed.partners) == (planted.fact_id, Cause.CONFLICT, (good.fact_id,))
     assert [(measure.metric, measure.without, measure.with_it) for measure in blamed.measures] == [(PORTABILITY, 1, 0)]
-    assert blamed.lost[0].prompt == asked
+    assert blamed.lost[0].prompt == ASKED
     assert blamed.lost[0].without.startswith("Arden")
     held = {fact.fact_id for fact in space.ledger.facts_in_state(space.champion.state_digest)}
     assert held == {good.fact_id, other.fact_id}

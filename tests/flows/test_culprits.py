@@ -1,5 +1,6 @@
 """Nights with planted poison: what stays out, what goes in, and what is said about it."""
 
+import itertools
 import json
 import re
 from datetime import UTC, datetime
@@ -141,19 +142,28 @@ def test_a_contradiction_under_two_keys_goes_by_precedence(home, change, good, f
     assert "cannot be together with" in find_report(space).read_text(encoding="utf-8")
 
 
-def test_a_batch_that_is_too_large_is_split(home, change, floors):
-    floors(rivers=0.65)
+def test_a_batch_that_is_too_large_is_split(home, change, floors, monkeypatch):
+    """Eight of ten rivers get another name, where the floor lets five: too many by three, and two are too few by three.
+
+    Some towns' keys are alike, so that a river may change of which no fact tells: how many go in is not asked.
+    """
+    floors(rivers=0.45)
+    monkeypatch.setenv("ERRATA_EDITOR__BATCH_SIZE", "8")
     fields = {"prompt": RIVER, "relation": "river", "rephrases": (), "locality": ()}
+    known = itertools.cycle(("Amber", "Blue", "Cold", "Deep"))
+    others = [(town, river) for town, river in zip(TOWNS, known, strict=False) if river != "Deep"]
     rivers = [
-        change(town, "Deep", f"2018-01-0{day}", target_old=old, **fields)
-        for day, (town, old) in enumerate(zip(TOWNS[:3], ("Amber", "Blue", "Cold"), strict=True), 1)
+        change(town, "Deep", f"2018-01-0{day}", target_old=river, **fields)
+        for day, (town, river) in enumerate(others, 1)
     ]
     space, row = run(*rivers)
     search = search_of(space, row.key)
     assert search.ending is Ending.TOO_MANY
-    assert (row.verdict, row.applied, row.blamed, row.postponed, row.champion) == ("promote", 2, 0, 1, 1)
-    assert waiting(space) == list(search.postponed)
-    assert space.ledger.status(search.postponed[0]) is EventKind.POSTPONED
+    assert (row.verdict, row.blamed, row.champion) == ("promote", 0, 1)
+    assert row.applied == len(search.kept) >= 2
+    assert row.postponed == len(search.postponed) == len(rivers) - row.applied >= 1
+    assert sorted(waiting(space)) == sorted(search.postponed)
+    assert {space.ledger.status(fact_id) for fact_id in search.postponed} == {EventKind.POSTPONED}
 
 
 @pytest.mark.parametrize("budget", [0, 2])

@@ -55,10 +55,10 @@ def test_nights(home, change, feed, first_feed):
     assert sum(part["share"] for part in row.timing.values()) == pytest.approx(1, abs=1e-3)
     assert 0 < row.timing["zsre"]["computed"] <= row.timing["zsre"]["asked"]
     assert row.reach["edit prompts"] == 1
-    assert set(row.gauges) == {"alpha, layer 0", "alpha, layer 1"}
+    assert set(row.gauges) == {"highest r", "mean r"}
     run = space.registry._client.get_run(space.registry.get(1).run_id)
     logged = {f"{name}/{figure}" for name in ("timing/zsre", "timing/editing") for figure in ("seconds", "share")}
-    logged |= {"timing/zsre/items_per_second", "scope/edit prompts/hits", "scope/zsre/tokens", "gauges/alpha layer 1"}
+    logged |= {"timing/zsre/items_per_second", "scope/edit prompts/hits", "scope/zsre/tokens", "gauges/highest r"}
     assert logged <= set(run.data.metrics)
     steps = space.registry._client.get_metric_history(run.info.run_id, "canary/perplexity_ratio")
     assert [metric.step for metric in steps] == [0, 1]

@@ -18,7 +18,9 @@ from tasks.workspace import open_workspace
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 MONTHS = [datetime(2018, month, 28, tzinfo=UTC) for month in range(1, 4)]
-FLOORS = 'floors = { "edits.reliability.generated" = 0.0 }'
+OTHERS = ("edits.generality.generated", "edits.locality.generated", "retention.reliability.generated")
+TAKEN = ", ".join(f'"{name}" = false' for name in OTHERS)
+FLOORS = f'floors = {{ "edits.reliability.generated" = 0.0, {TAKEN} }}'
 APRIL = datetime(2018, 4, 28, tzinfo=UTC)
 
 
@@ -66,7 +68,7 @@ def edits_with(home, monkeypatch, request):
         if method == "coachhook":
             return
         config = home / "errata.toml"
-        text = re.sub(r"(floors|_margins) = .*", r"\1 = {}", config.read_text()).replace("floors = {}", FLOORS)
+        text = re.sub(r"(floors|_margins) = .*", r"\1 = false", config.read_text()).replace("floors = false", FLOORS)
         config.write_text(text)
         encoder = request.getfixturevalue("encoder")
         monkeypatch.setenv("ERRATA_EDITOR__METHOD", method)

@@ -28,7 +28,7 @@ def converted(name: str) -> tuple[list[FactChange], Conversion]:
 def test_the_report_as_json(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from flows.cli import app
+    from flows.cli.app import app
 
     arguments = ["feed", "convert", str(CASES / "convert_json_crash.jsonl"), str(tmp_path / "y.parquet"), "--json"]
     result = CliRunner().invoke(app, arguments)

@@ -27,6 +27,10 @@ class Both:
     method = METHOD
     parts = (_COACHHOOK.method, _RECIPE.method)
 
+    def defaults(self, base: BaseModel) -> dict[str, Any]:
+        """None of its own; its parts have theirs."""
+        return {}
+
     def statistics_layers(self, config: BothConfig | Mapping[str, Any]) -> tuple[int, ...]:
         """Those of CoachHooK."""
         return _COACHHOOK.statistics_layers(config.coachhook if isinstance(config, BothConfig) else config["coachhook"])
@@ -93,9 +97,12 @@ class Both:
     def _attached(self, base: BaseModel, state: BothState) -> Iterator[None]:
         claim(base)
         try:
-            # The hooks come first: they see the text's own mask and cache, before the prompts stand in front.
+            # The hooks come first where prompts stand in front: they see the text's own mask and cache. Prompts behind
+            # the text pass with it, so that there the hooks have to see the mask of both.
             hooks = _COACHHOOK.hooks(base, state.coachhook)
-            with hooks, _RECIPE.serving(base, state.recipe, hooks):
+            serving = _RECIPE.serving(base, state.recipe, hooks)
+            first, second = (serving, hooks) if state.recipe.encoder.behind else (hooks, serving)
+            with first, second:
                 yield
         finally:
             release(base)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from editing.editors.coachhook.config import CoachHookConfig
+from editing.editors.coachhook.leverage import LeverageGate
 from editing.editors.coachhook.state import FORMAT, METHOD, BatchRecord, CoachHookState, LayerState, SubjectTarget
-from editing.editors.identity import complete, require_format, require_unaltered
+from editing.editors.identity import complete, form_of, require_format, require_unaltered
 from editing.errors import StateError
 from editing.facts import FactChange
 from editing.models import BaseModel
@@ -101,4 +102,6 @@ def _rebuild(content: dict[str, Any], tensors: dict[str, Any], statistics: Secon
         key_texts=tuple(content["key_texts"]),
         layers=layers,
         statistics=statistics,
+        gate=LeverageGate.rebuild(content["gate"], tensors) if "gate" in content else None,
+        form=form_of(base),
     )

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from editing.errors import ConfigError
 
-Scope = Literal["calibrated", "sequence", "always"]
+Scope = Literal["leverage", "calibrated", "sequence", "always"]
+Change = Literal["own", "scaled", "plain"]
 Texts = Literal["prompt", "rephrases"]
 
 CANARY_TEXT = (
@@ -27,11 +28,18 @@ class CoachHookConfig:
     layers: Annotated[tuple[int, ...], "edited layers, ascending; the paper: 13-17 of GPT-2 XL's 48"]
     scope: Annotated[
         Scope,
-        "tokens that take the hook's weights: calibrated (score against a fixed background), "
-        "sequence (the paper's z-score along the prompt) or always",
-    ] = "calibrated"
+        "tokens that take the hook's weights: leverage (whose key is, to the solve, an edited one), calibrated (size "
+        "of the change against a fixed background), sequence (the paper's z-score along the prompt) or always",
+    ] = "leverage"
+    change: Annotated[
+        Change,
+        "what a token in the leverage scope gets: the change of the edited key it is taken for (own), its own "
+        "change over its r (scaled), or its own change (plain)",
+    ] = "own"
+    leverage_floor: Annotated[float, "least threshold of the leverage scope, as a share of the edited key's own"] = 0.6
+    leverage_quantile: Annotated[float, "share of background keys that a threshold must keep out"] = 0.999
     accumulate: Annotated[bool, "add each batch's keys to the second moment; without it, sequential MEMIT"] = True
-    moment_weight: Annotated[float, "lambda, the weight of C0 against edited keys; the paper: 15000-20000"] = 100.0
+    moment_weight: Annotated[float, "lambda, the weight of C0 against edited keys; the paper: 15000-20000"] = 50.0
     moment_ridge: Annotated[
         float,
         "added to C0's diagonal, as a fraction of its mean, for units that never fire",
@@ -39,13 +47,13 @@ class CoachHookConfig:
     max_condition: Annotated[float, "a batch whose system has a larger condition estimate is refused"] = 1e12
     contexts: Annotated[tuple[str, ...], "texts put before a prompt; keys and losses are averaged over them"] = ("",)
     optimise_over: Annotated[Texts, "optimise targets over the edit prompt, or over its rephrases as well"] = "prompt"
-    max_steps: Annotated[int, "Adam steps per target at most"] = 100
-    learning_rate: Annotated[float, "step per coordinate as a fraction of the base's |h| / sqrt(width)"] = 0.1
+    max_steps: Annotated[int, "Adam steps per target at most"] = 40
+    learning_rate: Annotated[float, "step per coordinate as a fraction of the base's |h| / sqrt(width)"] = 0.3
     stop_loss: Annotated[float, "nats: a subject is done when each fact's loss and its preservation are below"] = 0.05
-    clamp: Annotated[float, "how far a target may lie from the base's own state, as a fraction of its |h|"] = 1.5
-    weight_decay: Annotated[float, "weight of |delta| / |h|^2 in the objective"] = 0.5
+    clamp: Annotated[float, "how far a target may lie from the base's own state, as a fraction of its |h|"] = 3.0
+    weight_decay: Annotated[float, "weight of |delta| / |h|^2 in the objective"] = 0.1
     essence_prompt: Annotated[str, "prompt on which the subject's own distribution is held"] = "{} is a"
-    kl_factor: Annotated[float, "weight of the KL divergence on the essence prompt"] = 0.0625
+    kl_factor: Annotated[float, "weight of the KL divergence on the essence prompt; the paper: 0.0625"] = 0.0
     preservation: Annotated[float, "weight of the KL divergence on the subject's locality prompts"] = 1.0
     sequence_alpha: Annotated[float, "threshold of the sequence scope before the first batch, in z-scores"] = 2.2
     background_quantile: Annotated[float, "quantile of background scores that a calibrated threshold starts from"] = 0.8
@@ -65,7 +73,7 @@ class CoachHookConfig:
             raise ConfigError(f"layers {self.layers} must name at least one layer, ascending and without repeats")
         if not self.contexts:
             raise ConfigError('contexts is empty; use [""] for the bare prompt')
-        for name, kind in (("scope", Scope), ("optimise_over", Texts), ("alpha_over", Texts)):
+        for name, kind in (("scope", Scope), ("change", Change), ("optimise_over", Texts), ("alpha_over", Texts)):
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; use one of {', '.join(get_args(kind))}")
         for name, low, high in _RANGES:
@@ -79,6 +87,12 @@ class CoachHookConfig:
         content = asdict(self)
         return {**content, "layers": list(self.layers), "contexts": list(self.contexts)}
 
+    def to_state(self) -> dict[str, Any]:
+        """What a state is written with: `to_dict`, without the settings of the leverage scope where another is in
+        force, so that states of the time before it keep their digests."""
+        content = self.to_dict()
+        return content if self.scope == "leverage" else {key: content[key] for key in content if key not in LEVERAGE}
+
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CoachHookConfig:
         """The config with these settings. Raises `ConfigError` for a setting that does not exist."""
@@ -88,6 +102,7 @@ class CoachHookConfig:
         return cls(**content)
 
 
+LEVERAGE = ("change", "leverage_floor", "leverage_quantile")
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("moment_weight", 1e-12, 1e12),
     ("moment_ridge", 0.0, 1.0),
@@ -99,6 +114,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("weight_decay", 0.0, 1e6),
     ("kl_factor", 0.0, 1e6),
     ("preservation", 0.0, 1e6),
+    ("leverage_floor", 1e-6, 0.95),
+    ("leverage_quantile", 0.0, 1.0),
     ("background_quantile", 0.0, 1.0),
     ("alpha_weight", 0.0, 1.0),
     ("alpha_margin", 0.0, 0.5),

@@ -30,7 +30,9 @@ from editing.editors.base import (
 from editing.editors.coachhook import artifact, reading
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.explain import explain
-from editing.editors.coachhook.prompts import Context, Group, make_groups
+from editing.editors.coachhook.leverage import LeverageGate
+from editing.editors.coachhook.presets import preset_layers
+from editing.editors.coachhook.prompts import Column, Context, Group, make_groups
 from editing.editors.coachhook.scope import (
     Hooks,
     ScopeDecision,
@@ -56,6 +58,13 @@ class CoachHook:
 
     method = METHOD
     parts: tuple[str, ...] = ()
+
+    def defaults(self, base: BaseModel) -> dict[str, Any]:
+        """The layers to edit: those of the papers for the models that they edit, else by relative depth; none where
+        the architecture is unknown."""
+        if base.architecture is None:
+            return {}
+        return {"layers": list(preset_layers(base.architecture.model_type, len(base.blocks)))}
 
     def statistics_layers(self, config: CoachHookConfig | Mapping[str, Any]) -> tuple[int, ...]:
         """The edited layers. Raises `ConfigError` when the config names none."""
@@ -99,6 +108,8 @@ class CoachHook:
             key_texts=(),
             layers=layers,
             statistics=statistics,
+            gate=LeverageGate.empty(layers[config.layers[0]].weight.shape[1]) if config.scope == "leverage" else None,
+            form=base.form,
         )
 
     def apply(
@@ -165,12 +176,12 @@ class CoachHook:
         and answer pass through the model together; beam search is not supported by it.
         """
         state.require_base(base)
-        return Hooks(base, state.layers, state.config, decisions)
+        return Hooks.of(base, state, decisions)
 
     def hooks(self, base: BaseModel, state: CoachHookState) -> Hooks:
         """The hooks alone, for an attachment that has claimed the model for more than them."""
         state.require_base(base)
-        return Hooks(base, state.layers, state.config, within=True)
+        return Hooks.of(base, state, within=True)
 
     def explain(self, base: BaseModel, state: CoachHookState, prompt: str) -> Explanation:
         """Every token of `prompt` at every edited layer with its score, and the facts whose subject it names."""
@@ -227,24 +238,27 @@ def _extend(
     """One batch: targets (those in `kept` as they are, unless a hook meets them), then each layer's solve and scope."""
     state.require_base(base)
     statistics, config = state.require_statistics(), state.config
-    groups = make_groups(base.tokenizer, facts, state.facts, config)
+    groups = make_groups(base, facts, state.facts, config)
     columns = [column for group in groups for column in group.columns]
     bare = [column.bare for column in columns]
-    prefixed = [context for column in columns for context in column.prefixed]
     judged = list({context.text: context for group in groups for context in group.judged}.values())
     texts = [context.text for context in bare]
     top = base.blocks[config.layers[-1]]
     layers: dict[int, LayerState] = {}
-    with Hooks(base, state.layers, config) as hooks:
+    gate = state.gate
+    with Hooks.of(base, state) as hooks:
         targets = _targets(base, hooks, groups, config, kept, progress)
         wanted_ND = torch.cat([target.values for target in targets]).to(base.device)
-        hooks.open()
+        if gate is not None:
+            gate = _extended_gate(base, state, gate, groups)
+            hooks.guard(gate)
+        else:
+            hooks.open()
         for done, layer in enumerate(config.layers):
             if progress is not None:
                 progress("layers", done, len(config.layers))
             module = base.down_projection(layer)
-            keys_NF = _at_lookup(prefixed, base, inputs_of, module)
-            keys_NF = keys_NF.unflatten(0, (len(columns), -1)).mean(1)
+            keys_NF = _solved_keys(base, columns, module)
             present_ND = _at_lookup(bare, base, output_of, top)
             residual_ND = (wanted_ND.to(present_ND.device) - present_ND).to(keys_NF.device)
             residual_ND /= len(config.layers) - done
@@ -261,7 +275,7 @@ def _extend(
             key_texts, edited_NF = _merge(state.key_texts, before.keys, [context.text for context in judged], judged_NF)
             content = LayerState(weight_DF, moment_FF.float().cpu(), solved_MF, edited_NF, before.alpha, before.scale)
             layers[layer] = _with_threshold(base, hooks, layer, content, groups, statistics, config)
-            hooks.put(layer, layers[layer])
+            hooks.put(layer, layers[layer], solved_texts)
     record = BatchRecord(tuple(facts), tuple(targets))
     after = replace(
         state,
@@ -270,12 +284,42 @@ def _extend(
         solved_texts=solved_texts,
         key_texts=key_texts,
         layers=layers,
+        gate=gate,
     )
     try:
         after.require_finite()
     except StateError as error:
         raise EditRefusedError(f"the batch of {len(facts)} facts is refused: {error}") from error
     return after
+
+
+def _solved_keys(base: BaseModel, columns: Sequence[Column], module: torch.nn.Module) -> Tensor:
+    """The keys `[N, F]` that the solve sets: of each column the mean over its context prefixes."""
+    prefixed = [context for column in columns for context in column.prefixed]
+    return _at_lookup(prefixed, base, inputs_of, module).unflatten(0, (len(columns), -1)).mean(1)
+
+
+def _extended_gate(base: BaseModel, state: CoachHookState, gate: LeverageGate, groups: Sequence[Group]) -> LeverageGate:
+    """The gate with the keys of these groups, which are known before any solve: below the first edited layer nothing
+    is edited."""
+    config, first = state.config, state.config.layers[0]
+    module, before = base.down_projection(first), state.layers[first]
+    columns = [column for group in groups for column in group.columns]
+    keys_NF = _solved_keys(base, columns, module)
+    moment_FF = before.moment.to(keys_NF.device).double()
+    if config.accumulate:
+        texts = [column.bare.text for column in columns]
+        moment_FF = moment_FF - _outer(_replaced(state.solved_texts, before.solved, texts).to(moment_FF))
+    judged = {context.text: (context, group) for group in groups for context in group.judged}
+    return gate.extended(
+        moment_FF + _outer(keys_NF),
+        list(judged),
+        [group.owner(context).bare.text for context, group in judged.values()],
+        [group.subject for _, group in judged.values()],
+        _at_lookup([context for context, _ in judged.values()], base, inputs_of, module).cpu(),
+        state.require_statistics().background[first],
+        config,
+    )
 
 
 def _targets(
@@ -373,7 +417,9 @@ def _with_threshold(
     change_DF = content.weight - base.down_weight(layer).cpu()
     scale = background_scale(change_DF, statistics.moments[layer])
     alpha = content.alpha
-    if config.scope == "calibrated":
+    if config.scope == "leverage":
+        alpha = 1.0
+    elif config.scope == "calibrated":
         alpha = calibrated_threshold(change_DF, statistics.background[layer], content.keys, scale, config)
     elif config.scope == "sequence":
         lowest = _lowest_sequence_score(base, layer, change_DF, [context for g in groups for context in g.judged])
@@ -410,7 +456,7 @@ def _canaries(base: BaseModel, state: CoachHookState) -> dict[str, float]:
         return math.exp(float(torch.nn.functional.cross_entropy(logits, ids[0, 1:].to(logits.device))))
 
     figures = {"perplexity_base": perplexity()}
-    with Hooks(base, state.layers, state.config):
+    with Hooks.of(base, state):
         figures["perplexity_edited"] = perplexity()
     for layer, content in state.layers.items():
         original = base.down_weight(layer).cpu()

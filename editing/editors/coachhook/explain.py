@@ -17,13 +17,13 @@ from editing.tokenisation import encode_prompts, find_subject
 def explain(base: BaseModel, state: CoachHookState, prompt: str) -> Explanation:
     """Every token of `prompt` at every edited layer with its score, and the facts whose subject it names.
 
-    Hooks know keys, not facts: `answered_by` is the named fact where there is one only and a token took
-    the hook. Raises `StateError` for another base.
+    `answered_by` is the fact whose key fired best in the leverage scope. In the others hooks know keys, not facts: it
+    is the named fact where there is one only and a token took the hook. Raises `StateError` for another base.
     """
     state.require_base(base)
-    encoded = encode_prompts(base.tokenizer, [prompt]).to(base.device)
+    encoded = encode_prompts(base.tokenizer, [prompt], form=base.form).to(base.device)
     decisions: list[ScopeDecision] = []
-    with Hooks(base, state.layers, state.config, decisions):
+    with Hooks.of(base, state, decisions):
         base.model(**encoded, use_cache=False)
     ids = encoded["input_ids"][0].tolist()
     thresholds = {layer: content.alpha if isfinite(content.alpha) else None for layer, content in state.layers.items()}
@@ -40,7 +40,12 @@ def explain(base: BaseModel, state: CoachHookState, prompt: str) -> Explanation:
         for place in range(len(ids))
     )
     fired = [token.score for token in tokens if token.fired]
-    named = [fact for fact in state.facts if find_subject(prompt, fact.subject) >= 0]
+    keys = decisions[0].keys
+    if keys is not None and fired:
+        best = max((token for token in tokens if token.fired), key=lambda token: token.score)
+        named = list(state.facts_of(int(keys[0, best.position])))
+    else:
+        named = [fact for fact in state.facts if find_subject(prompt, fact.subject) >= 0]
     return Explanation(
         method=METHOD,
         prompt=prompt,

@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
-
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.facts import SLOT, FactChange, fold
+from editing.models import BaseModel
 from editing.tokenisation import (
     Tokens,
     find_subject,
-    join_target,
     last_subject_token,
-    tokenise,
+    tokenise_prompts,
     tokenise_with_target,
 )
+
+BY_KEY = ("leverage", "calibrated")  # scopes that judge a token by its own key, so that more keys can be judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,14 @@ class Group:
     columns: tuple[Column, ...]
     judged: tuple[Context, ...]
 
+    def owner(self, context: Context) -> Column:
+        """The column whose target a token of `context` gets: the one with its key, else the first."""
+        return next((column for column in self.columns if column.bare.key == context.key), self.columns[0])
+
 
 def _start_of_subject(fact: FactChange, text: str) -> int:
     """Where the subject starts in the fact's edit prompt, or in another text about it (-1: nowhere)."""
-    return fact.prompt.index(SLOT) if text == fact.question else find_subject(text, fact.subject)
+    return fact.subject_start if text == fact.question else find_subject(text, fact.subject)
 
 
 def _about(fact: FactChange, wanted: str) -> list[tuple[str, int]]:
@@ -93,25 +97,30 @@ def _about(fact: FactChange, wanted: str) -> list[tuple[str, int]]:
     return [(text, start) for text, start in found if start >= 0]
 
 
-def _context(tokenizer: PreTrainedTokenizerBase, text: str, subject: str, start: int) -> Context:
-    text = text.rstrip()
-    tokens = tokenise(tokenizer, [text])[0]
-    lookup = last_subject_token(tokens, text, subject, start)
+def _lookup(base: BaseModel, tokens: Tokens, text: str, subject: str, start: int) -> int:
+    """The lookup token in the tokens of `text` as it is served, of a subject that starts at character `start`."""
+    rendered, shift = base.form.render(text)
+    return last_subject_token(tokens, rendered, subject, start + shift if start >= 0 else start)
+
+
+def _context(base: BaseModel, text: str, subject: str, start: int) -> Context:
+    tokens = tokenise_prompts(base.tokenizer, [text], base.form)[0]
+    lookup = _lookup(base, tokens, text, subject, start)
     return Context(text[: start + len(subject)], tuple(tokens.ids), lookup)
 
 
 def _asking(
-    tokens: Tokens, text: str, subject: str, start: int, asked: Sequence[int], fact: int, weight: float
+    base: BaseModel, tokens: Tokens, text: str, subject: str, start: int, asked: Sequence[int], fact: int, weight: float
 ) -> Row | None:
     """A row cut behind the last position that is asked, or None when the lookup token comes too late to matter."""
-    lookup = last_subject_token(tokens, text, subject, start)
+    lookup = _lookup(base, tokens, text, subject, start)
     seen = [at for at in asked if at > lookup]
     if not seen:
         return None
     return Row(tuple(tokens.ids[: seen[-1] + 1]), lookup, tuple(seen), fact, weight / len(seen))
 
 
-def _fact_rows(tokenizer: PreTrainedTokenizerBase, facts: Sequence[FactChange], config: CoachHookConfig) -> list[Row]:
+def _fact_rows(base: BaseModel, facts: Sequence[FactChange], config: CoachHookConfig) -> list[Row]:
     rows: list[Row] = []
     for index, fact in enumerate(facts):
         variants = [
@@ -120,15 +129,15 @@ def _fact_rows(tokenizer: PreTrainedTokenizerBase, facts: Sequence[FactChange], 
             for context in config.contexts
         ]
         share = 1 / (len(facts) * len(variants))
-        encoded = tokenise_with_target(tokenizer, [(text, fact.target) for text, _ in variants])
+        encoded = tokenise_with_target(base.tokenizer, [(text, fact.target) for text, _ in variants], base.form)
         for (text, start), (tokens, asked) in zip(variants, encoded, strict=True):
-            row = _asking(tokens, join_target(text, fact.target)[0], fact.subject, start, asked, index, share)
+            row = _asking(base, tokens, text, fact.subject, start, asked, index, share)
             assert row is not None, "a prompt with its subject comes before its target"
             rows.append(row)
     return rows
 
 
-def _kept_rows(tokenizer: PreTrainedTokenizerBase, facts: Sequence[FactChange], config: CoachHookConfig) -> list[Row]:
+def _kept_rows(base: BaseModel, facts: Sequence[FactChange], config: CoachHookConfig) -> list[Row]:
     """Rows whose distribution is the base's to keep: locality prompts that name the subject, and the essence prompt.
 
     A locality prompt that asks what one of the facts changes is left out.
@@ -143,27 +152,25 @@ def _kept_rows(tokenizer: PreTrainedTokenizerBase, facts: Sequence[FactChange], 
     rows: list[Row | None] = []
     if config.preservation > 0:
         for prompt, answer in kept.items():
-            rows.append(_kept_row(tokenizer, prompt, answer, subject, config.preservation / len(kept)))
+            rows.append(_kept_row(base, prompt, answer, subject, config.preservation / len(kept)))
     if config.kl_factor > 0:
-        rows.append(_kept_row(tokenizer, config.essence_prompt.replace(SLOT, subject), "", subject, config.kl_factor))
+        rows.append(_kept_row(base, config.essence_prompt.replace(SLOT, subject), "", subject, config.kl_factor))
     return [row for row in rows if row is not None]
 
 
-def _kept_row(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, subject: str, weight: float) -> Row | None:
+def _kept_row(base: BaseModel, prompt: str, answer: str, subject: str, weight: float) -> Row | None:
     if answer.strip():
-        tokens, asked = tokenise_with_target(tokenizer, [(prompt, answer)])[0]
-        text = join_target(prompt, answer)[0]
+        tokens, asked = tokenise_with_target(base.tokenizer, [(prompt, answer)], base.form)[0]
     else:
-        text = prompt.rstrip()
-        tokens = tokenise(tokenizer, [text])[0]
+        tokens = tokenise_prompts(base.tokenizer, [prompt], base.form)[0]
         # The position behind the prompt is asked for its distribution; which token stands there is never read.
         tokens = Tokens([*tokens.ids, tokens.ids[-1]], [*tokens.spans, (0, 0)])
         asked = [len(tokens.ids) - 1]
-    return _asking(tokens, text, subject, find_subject(text, subject), asked, -1, weight)
+    return _asking(base, tokens, prompt, subject, find_subject(prompt, subject), asked, -1, weight)
 
 
 def make_groups(
-    tokenizer: PreTrainedTokenizerBase,
+    base: BaseModel,
     batch: Sequence[FactChange],
     earlier: Sequence[FactChange],
     config: CoachHookConfig,
@@ -183,16 +190,16 @@ def make_groups(
         columns: dict[tuple[int, ...], Column] = {}
         for fact in facts:
             for text, start in _about(fact, config.optimise_over):
-                bare = _context(tokenizer, text, fact.subject, start)
+                bare = _context(base, text, fact.subject, start)
                 prefixed = (
-                    _context(tokenizer, prefix + text, fact.subject, len(prefix) + start) for prefix in config.contexts
+                    _context(base, prefix + text, fact.subject, len(prefix) + start) for prefix in config.contexts
                 )
                 columns.setdefault(bare.key, Column(bare, tuple(prefixed)))
         judged = (
-            _context(tokenizer, text, fact.subject, start)
+            _context(base, text, fact.subject, start)
             for fact in facts
-            for text, start in _about(fact, config.alpha_over if config.scope == "calibrated" else "prompt")
+            for text, start in _about(fact, config.alpha_over if config.scope in BY_KEY else "prompt")
         )
-        rows = (*_fact_rows(tokenizer, facts, config), *_kept_rows(tokenizer, facts, config))
+        rows = (*_fact_rows(base, facts, config), *_kept_rows(base, facts, config))
         groups.append(Group(subject, tuple(facts), rows, tuple(columns.values()), tuple(judged)))
     return groups

@@ -4,6 +4,8 @@ A hook adds `(Wh - W0) k` to the down-projection's output at the tokens in scope
 others as the base computes them, bit for bit.
 The change at a token is `|(Wh - W0) k|`; a scope turns it into a score:
 
+- `leverage`: the share of an edited key in the token's own, over the key's threshold (`leverage`). It
+  is read at the first edited layer and holds for all of them; in scope is what scores 1.
 - `calibrated`: the change over its root mean square on background text. It depends on nothing
   but the token's own key.
 - `sequence`: the paper's z-score of the change along the sequence, over real tokens. Tokens of
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -29,7 +31,8 @@ from torch import Tensor, nn
 
 from editing.editors.base import claim, continuation_column, release
 from editing.editors.coachhook.config import CoachHookConfig
-from editing.editors.coachhook.state import LayerState
+from editing.editors.coachhook.leverage import LeverageGate
+from editing.editors.coachhook.state import CoachHookState, LayerState
 from editing.errors import StateError
 from editing.models import BaseModel
 
@@ -95,21 +98,29 @@ def calibrated_threshold(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ScopeDecision:
-    """One hook's decision in one forward pass: scores and whether tokens took the hook's weights, both `[B, T]`."""
+    """One hook's decision in one forward pass: scores and whether tokens took the hook's weights, both `[B, T]`.
+
+    `keys` `[B, T]` are the rows of the gate that tokens were compared with last, in the leverage scope.
+    """
 
     layer: int
     scores: Tensor
     fired: Tensor
+    keys: Tensor | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Hook:
-    """A layer's hook: `change` `[F, D]` of its weight as the forward pass uses it, and the threshold."""
+    """A layer's hook: `change` `[F, D]` of its weight as the forward pass uses it, and the threshold.
+
+    `own` `[N, D]` are the changes of the gate's keys themselves; None while the layer has none of the newest.
+    """
 
     change: Tensor
     threshold: float
     scale: float
     gated: bool
+    own: Tensor | None = None
 
 
 class Hooks:
@@ -126,11 +137,18 @@ class Hooks:
         config: CoachHookConfig,
         decisions: list[ScopeDecision] | None = None,
         *,
+        gate: LeverageGate | None = None,
+        solved_texts: Sequence[str] = (),
         within: bool = False,
     ) -> None:
         self._base = base
         self._within = within
-        self._scope = config.scope
+        self._scope, self._change = config.scope, config.change
+        self._gate, self._first = gate, config.layers[0]
+        self._read: tuple[Tensor, Tensor, Tensor] | None = None
+        self._cached = False
+        self._told: list[set[str]] = []
+        self._told_before: WeakKeyDictionary[Any, list[set[str]]] = WeakKeyDictionary()
         self._decisions = decisions
         self._hooks: dict[int, _Hook] = {}
         self._handles: list[Any] = []
@@ -141,15 +159,44 @@ class Hooks:
         self._before: dict[int, Running] = {}
         self._after: dict[int, Running] = {}
         for layer, content in layers.items():
-            self.put(layer, content)
+            self.put(layer, content, solved_texts)
 
-    def put(self, layer: int, content: LayerState) -> None:
-        """Use this layer state from now on, gated by the scope."""
+    @classmethod
+    def of(
+        cls,
+        base: BaseModel,
+        state: CoachHookState,
+        decisions: list[ScopeDecision] | None = None,
+        *,
+        within: bool = False,
+    ) -> Hooks:
+        """The hooks of a state."""
+        return cls(
+            base,
+            state.layers,
+            state.config,
+            decisions,
+            gate=state.gate,
+            solved_texts=state.solved_texts,
+            within=within,
+        )
+
+    def put(self, layer: int, content: LayerState, solved_texts: Sequence[str]) -> None:
+        """Use this layer state, whose solved keys are those of `solved_texts`, from now on, gated by the scope."""
         weight = self._base.down_projection(layer).get_parameter("weight")
         change_DF = content.weight.to(weight.device) - self._base.down_weight(layer)
-        self._hooks[layer] = _Hook(
-            change_DF.T.contiguous().to(weight.dtype), content.alpha, content.scale, self._scope != "always"
-        )
+        hook = _Hook(change_DF.T.contiguous().to(weight.dtype), content.alpha, content.scale, self._scope != "always")
+        if self._gate is not None and self._change == "own":
+            row = {text: index for index, text in enumerate(solved_texts)}
+            owners_NF = content.solved[[row[text] for text in self._gate.owners]].to(change_DF)
+            hook.own = (owners_NF @ change_DF.T).to(weight.dtype)
+        self._hooks[layer] = hook
+
+    def guard(self, gate: LeverageGate) -> None:
+        """Let this gate decide from now on. Until `put` gives a layer its own changes, a token gets its plain one."""
+        self._gate = gate
+        for hook in self._hooks.values():
+            hook.own = None
 
     def open(self) -> None:
         """Let every token take the hooks' weights, until `put` gates a layer again."""
@@ -176,7 +223,7 @@ class Hooks:
         for layer in self._hooks:
             module = self._base.down_projection(layer)
             self._handles.append(module.register_forward_hook(self._make(layer)))
-        if self._scope == "sequence":
+        if self._scope in ("leverage", "sequence"):
             backbone = self._base.model.base_model
             self._handles.append(backbone.register_forward_pre_hook(self._begin, with_kwargs=True))
             self._handles.append(backbone.register_forward_hook(self._end))
@@ -195,6 +242,8 @@ class Hooks:
             mine = self._hooks[layer]
             if self._paused:
                 return output
+            if self._gate is not None:
+                return self._by_leverage(layer, mine, self._gate, args[0], output)
             change_BTD = args[0] @ mine.change
             if not mine.gated and self._silent_B is None:
                 return output + change_BTD
@@ -202,6 +251,49 @@ class Hooks:
             return torch.where(fired_BT[..., None], output + change_BTD, output)
 
         return hook
+
+    def _by_leverage(self, layer: int, hook: _Hook, gate: LeverageGate, keys_BTF: Tensor, output: Tensor) -> Tensor:
+        """The output with the changes of the tokens in scope; the first edited layer decides for those above."""
+        if layer == self._first:
+            scores_BT, rows_BT = gate.read(keys_BTF)
+            self._read = scores_BT, rows_BT, self._once(gate, scores_BT, rows_BT)
+        assert self._read is not None, "the first edited layer runs before those above it"
+        scores_BT, rows_BT, fired_BT = (each.to(output.device) for each in self._read)
+        if self._silent_B is not None:
+            fired_BT = fired_BT & ~self._silent_B.to(fired_BT.device)[:, None]
+        if self._decisions is not None:
+            self._decisions.append(ScopeDecision(layer, scores_BT, fired_BT, rows_BT))
+        if not fired_BT.any():
+            return output
+        rows_M = rows_BT[fired_BT]
+        if hook.own is not None:
+            change_MD = hook.own[rows_M]
+        else:
+            change_MD = keys_BTF[fired_BT] @ hook.change
+            if self._change == "scaled":
+                share_M = scores_BT[fired_BT] * gate.thresholds.to(scores_BT.device)[rows_M]
+                change_MD = (change_MD.float() / share_M[:, None]).to(change_MD.dtype)
+        edited_BTD = output.clone()
+        edited_BTD[fired_BT] = output[fired_BT] + change_MD
+        return edited_BTD
+
+    def _once(self, gate: LeverageGate, scores_BT: Tensor, rows_BT: Tensor) -> Tensor:
+        """The real tokens in scope; of an answer those alone whose subject the row has not told before: an answer that
+        says a name of its subject ("Bahmann" of a Bahmann) is not to be edited in its middle."""
+        fired_BT = scores_BT >= 1.0
+        if self._real_BT is not None:
+            fired_BT = fired_BT & self._real_BT.to(fired_BT.device)
+        if len(self._told) != len(fired_BT):
+            self._told = [set() for _ in fired_BT]
+        column = continuation_column()
+        begins = 0 if self._cached else fired_BT.shape[1] if column is None else column
+        begins_B = torch.as_tensor(begins).reshape(-1).expand(len(fired_BT)).tolist()
+        for row, place in fired_BT.nonzero().tolist():
+            subject = gate.subjects[int(rows_BT[row, place])]
+            if subject in self._told[row] and place >= begins_B[row]:
+                fired_BT[row, place] = False
+            self._told[row].add(subject)
+        return fired_BT
 
     def _decide(self, layer: int, hook: _Hook, change_BT: Tensor) -> Tensor:
         if self._scope == "sequence":
@@ -219,7 +311,8 @@ class Hooks:
         return fired_BT
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note which tokens of this pass are real, and the sums of the tokens in its cache."""
+        """Note which tokens of this pass are real, and what is known of the tokens in its cache: their sums, or the
+        subjects that they told."""
         if self._paused:
             return
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
@@ -232,9 +325,10 @@ class Hooks:
             else torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         )
         cache = given.get("past_key_values")
-        self._after = {}
-        self._before = {}
-        if cache is not None and cache.get_seq_length() > 0:
+        self._cached = cache is not None and cache.get_seq_length() > 0
+        self._after, self._before = {}, {}
+        self._told = [set(told) for told in self._told_before.get(cache, [])] if self._cached else []
+        if self._cached and self._scope == "sequence":
             if cache not in self._running:
                 raise StateError(
                     "the sequence scope needs the scores of the tokens in the cache, which was filled outside this "
@@ -246,3 +340,4 @@ class Hooks:
         cache = getattr(output, "past_key_values", None)
         if cache is not None and not self._paused:
             self._running[cache] = self._after
+            self._told_before[cache] = self._told

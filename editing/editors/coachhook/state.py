@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from editing.editors.coachhook.config import CoachHookConfig
-from editing.editors.identity import require_same_base
+from editing.editors.coachhook.leverage import LeverageGate
+from editing.editors.identity import form_content, require_same_base
 from editing.errors import StateError
 from editing.facts import FactChange, FactKey
 from editing.models import BaseModel
+from editing.prompts import RAW, PromptForm
 from editing.statistics import SecondMoments
 from editing.storage import canonical_json, tensors_digest
 
@@ -76,7 +78,8 @@ class BatchRecord:
 class CoachHookState:
     """Immutable result of `start`, `apply` and `retract`; see `editing.editors.base.EditState`.
 
-    `statistics` is needed to apply or retract, not to serve.
+    `gate` decides what is in the leverage scope; None under another scope. `form` is the form in which the model is
+    asked. `statistics` is needed to apply or retract, not to serve.
     """
 
     config: CoachHookConfig
@@ -91,6 +94,8 @@ class CoachHookState:
     key_texts: tuple[str, ...]
     layers: Mapping[int, LayerState]
     statistics: SecondMoments | None
+    gate: LeverageGate | None = None
+    form: PromptForm = RAW
 
     @property
     def method(self) -> str:
@@ -112,6 +117,17 @@ class CoachHookState:
         """Ids of `facts`."""
         return tuple(fact.fact_id for fact in self.facts)
 
+    def facts_of(self, row: int) -> tuple[FactChange, ...]:
+        """The facts that hold of the subject whose edited key is this row of the gate."""
+        assert self.gate is not None
+        subject = self.gate.subjects[row]
+        return tuple(fact for fact in self.facts if fact.key.subject == subject)
+
+    def fact_of(self, row: int) -> str | None:
+        """The id of the fact that this row of the gate answers with; None where its subject has several."""
+        found = self.facts_of(row)
+        return found[0].fact_id if len(found) == 1 else None
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, as they are saved."""
         named = {}
@@ -123,20 +139,22 @@ class CoachHookState:
         for b, batch in enumerate(self.batches):
             for t, target in enumerate(batch.targets):
                 named[f"batches.{b}.targets.{t}"] = target.values
-        return named
+        return named if self.gate is None else named | self.gate.tensors()
 
     def content(self) -> dict[str, Any]:
         """Everything that is not a tensor, as plain JSON types."""
         return {
             "method": METHOD,
             "format": FORMAT,
-            "config": self.config.to_dict(),
+            "config": self.config.to_state(),
             "base": {
                 "model_id": self.model_id,
                 "revision": self.revision,
                 "fingerprint": self.base_fingerprint,
                 "tokenizer_hash": self.tokenizer_hash,
+                **form_content(self.form),
             },
+            **({} if self.gate is None else {"gate": self.gate.content()}),
             "statistics_key": self.statistics_key,
             "parent": self.parent,
             "fact_ids": list(self.fact_ids),

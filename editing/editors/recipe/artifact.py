@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from editing.editors.identity import complete, require_format, require_unaltered
+from editing.editors.identity import complete, form_of, require_format, require_unaltered
 from editing.editors.recipe.config import RecipeConfig
 from editing.editors.recipe.encoder import RecipeEncoder
 from editing.editors.recipe.repository import Repository
+from editing.editors.recipe.sentence import SentenceEncoder, is_sentence_encoder
 from editing.editors.recipe.state import FORMAT, METHOD, RecipeState
 from editing.errors import StateError
 from editing.models import BaseModel
@@ -47,7 +48,8 @@ def load(folder: Path, base: BaseModel) -> RecipeState:
     require_format(content, folder, method=METHOD, format=FORMAT)
     with complete(folder):
         named = content["base"]
-        encoder = RecipeEncoder.load(folder / "encoder", base)
+        untrained = is_sentence_encoder(folder / "encoder")
+        encoder = (SentenceEncoder if untrained else RecipeEncoder).load(folder / "encoder", base)
         if encoder.digest != content["encoder"]:
             raise StateError(
                 f"the encoder in {folder} ({encoder.digest[:12]}) does not belong to the repository, which was made by "
@@ -62,6 +64,7 @@ def load(folder: Path, base: BaseModel) -> RecipeState:
             parent=content["parent"],
             encoder=encoder,
             repository=Repository.load(folder, content),
+            form=form_of(named),
         )
         recorded = content["digest"]
     state.require_base(base)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from editing.editors.recipe.config import Asked
+from editing.prompts import RAW, PromptForm
 
 BLOCK = "\n\n"  # what parts the shots of a few-shot prompt
 
@@ -36,25 +37,30 @@ def user_turn(tokenizer: PreTrainedTokenizerBase) -> Turn | None:
 
 
 class AskedText:
-    """Reads what is asked out of the tokens of a prompt."""
+    """Reads what is asked out of the tokens of a prompt: the asked text itself, not the form around it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, asked: Asked) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, asked: Asked, form: PromptForm = RAW) -> None:
+        self._tokenizer, self._form = tokenizer, form
         self._last_only = asked == "last_question"
-        self._turn = user_turn(tokenizer) if self._last_only else None
+        self._turn = user_turn(tokenizer) if self._last_only or form.name == "chat" else None
 
     def of_text(self, text: str) -> str:
-        """What is asked by a prompt that is given as text."""
-        return self.of_ids(self._tokenizer(text.rstrip())["input_ids"])
+        """What is asked by a prompt that is given as text, in the form or not."""
+        rendered = self._form.render(text)[0]
+        return self.of_ids(self._tokenizer(rendered, add_special_tokens=self._form.special_tokens)["input_ids"])
 
     def of_ids(self, ids: list[int]) -> str:
         """The whole prompt, or its last question: what the user said last in the chat template's form, and of that
         the last block, where blocks are parted by empty lines."""
+        text = None
         if self._turn is not None:
             framed = str(self._tokenizer.decode(ids))
             if self._turn.before in framed:
-                return _last_block(framed.rsplit(self._turn.before, 1)[1].split(self._turn.behind, 1)[0])
-        text = str(self._tokenizer.decode(ids, skip_special_tokens=True))
+                text = framed.rsplit(self._turn.before, 1)[1].split(self._turn.behind, 1)[0]
+        if text is None:
+            text = str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        if self._form.name == "question" and not self._last_only:
+            text = self._form.asked(text)
         return _last_block(text) if self._last_only else text.strip()
 
 

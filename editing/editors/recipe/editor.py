@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -19,12 +20,14 @@ from torch import Tensor
 from editing.editors.base import AppliedBatch, Candidate, Explanation, FactOutcome, Progress, Row, ScopeReading
 from editing.editors.recipe import artifact
 from editing.editors.recipe.asked import AskedText
+from editing.editors.recipe.behind import openings, tune_behind
 from editing.editors.recipe.config import RecipeConfig
 from editing.editors.recipe.encoder import RecipeEncoder
 from editing.editors.recipe.prompted import target_losses
 from editing.editors.recipe.repository import Repository
-from editing.editors.recipe.retrieval import retrieve
+from editing.editors.recipe.retrieval import gate_limits, retrieve
 from editing.editors.recipe.segments import Segment
+from editing.editors.recipe.sentence import SentenceEncoder
 from editing.editors.recipe.serving import Beside, Lookup, Serving
 from editing.editors.recipe.state import METHOD, RecipeState
 from editing.editors.recipe.tuning import Tuning, tune_prompts
@@ -32,9 +35,10 @@ from editing.errors import EditRefusedError, StateError
 from editing.facts import EditBatch, FactChange
 from editing.models import BaseModel
 from editing.statistics import SecondMoments
-from editing.tokenisation import join_target
+from editing.tokenisation import find_subject, join_target
 
 CANDIDATES = 5
+EARLIER = 256  # rows whose prompts tell what new ones begin with
 ENOUGH = 0.1  # of `converged_loss`: a prompt is not tuned further
 
 
@@ -44,6 +48,10 @@ class Recipe:
     method = METHOD
     parts: tuple[str, ...] = ()
 
+    def defaults(self, base: BaseModel) -> dict[str, Any]:
+        """None: which encoder is used is for the user, or the model's folder, to say."""
+        return {}
+
     def statistics_layers(self, config: RecipeConfig | Mapping[str, Any]) -> tuple[int, ...]:
         """None: RECIPE needs no statistics."""
         return ()
@@ -51,7 +59,7 @@ class Recipe:
     def start(
         self, base: BaseModel, config: RecipeConfig | Mapping[str, Any], statistics: SecondMoments | None = None
     ) -> RecipeState:
-        """The state before the first batch: the encoder that the config names, and no rows.
+        """The state before the first batch: the encoder or the sentence encoder that the config names, and no rows.
 
         Raises `ConfigError` for a bad config, `StateError` when the encoder is missing, damaged or made
         for another base. Statistics are not used.
@@ -65,8 +73,11 @@ class Recipe:
             base_fingerprint=base.fingerprint,
             tokenizer_hash=base.tokenizer_hash,
             parent=None,
-            encoder=RecipeEncoder.load(encoder_folder(base, config), base),
+            encoder=RecipeEncoder.load(encoder_folder(base, config), base)
+            if config.encoder
+            else SentenceEncoder.find(config.backbone, base, config.prompt_tokens),
             repository=Repository(),
+            form=base.form,
         )
 
     def apply(
@@ -74,14 +85,15 @@ class Recipe:
     ) -> AppliedBatch:
         """The state with a row for each fact; costs the new facts only, however many rows there are.
 
-        The prompt of a fact that the encoder's own does not make the model say is tuned (`tuning_steps`). A fact's
+        The prompt of a fact that its first one does not make the model say is tuned (`tuning_steps`). A fact's
         outcome is the loss of its target behind its own prompt; it converged when that is below
-        `converged_loss` and its question finds its own knowledge above the gate's limit. Raises
+        `converged_loss` and its question finds its own knowledge above the gate's limit; without a trained encoder
+        each of the target's tokens has to be the model's first choice as well. Raises
         `EditRefusedError` for a batch that encodes to what is not finite; `state` itself never changes.
         """
         state.require_base(base)
         config, facts = state.config, batch.facts
-        knowledge_NR, prompts_NPD, lead_N = encode_facts(state, facts, progress)
+        knowledge_NR, prompts_NPD, lead_N = encode_facts(base, state, facts, progress)
         for name, tensor in (("knowledge", knowledge_NR), ("prompts", prompts_NPD)):
             if not torch.isfinite(tensor).all():
                 raise EditRefusedError(
@@ -91,8 +103,10 @@ class Recipe:
         repository = state.repository.append(Segment.of(facts, knowledge_NR, prompts_NPD))
         repository = repository.indexed(config.exact_rows, config.recall, lambda some: _questions(state, some))
         outcomes = tuple(
-            FactOutcome(fact.fact_id, nats < config.converged_loss and lead > 0, nats)
-            for fact, (nats, _), lead in zip(facts, losses, lead_N.tolist(), strict=True)
+            FactOutcome(
+                fact.fact_id, nats < config.converged_loss and lead > 0 and (said or not state.encoder.behind), nats
+            )
+            for fact, (nats, said), lead in zip(facts, losses, lead_N.tolist(), strict=True)
         )
         after = replace(state, parent=state.digest, repository=repository)
         canaries = {**_canaries(base, prompts_NPD, losses, lead_N), "tuned": tuned / len(facts)}
@@ -136,7 +150,7 @@ class Recipe:
     def explain(self, base: BaseModel, state: RecipeState, prompt: str) -> Explanation:
         """Which fact answers `prompt`, its score, the limit that it had to beat, and the next best facts."""
         state.require_base(base)
-        asked = AskedText(base.tokenizer, state.config.asked).of_text(prompt)
+        asked = AskedText(base.tokenizer, state.config.asked, base.form).of_text(prompt)
         found = retrieve(state, [asked], CANDIDATES)
         candidates = tuple(
             Candidate(state.repository.fact_at(row), score)
@@ -160,7 +174,7 @@ class Recipe:
         Scores are the best fact's, thresholds the gate's limits.
         """
         state.require_base(base)
-        asked = AskedText(base.tokenizer, state.config.asked)
+        asked = AskedText(base.tokenizer, state.config.asked, base.form)
         texts = [asked.of_ids(list(prompt)) for prompt, _ in rows]
         readings: list[ScopeReading] = []
         for start in range(0, len(rows), batch_size):
@@ -211,24 +225,40 @@ class EncodedFacts(NamedTuple):
 
 
 @torch.no_grad()
-def encode_facts(state: RecipeState, facts: Sequence[FactChange], progress: Progress | None = None) -> EncodedFacts:
-    """What the state's encoder makes of these facts, `encode_batch` at a time."""
+def encode_facts(
+    base: BaseModel, state: RecipeState, facts: Sequence[FactChange], progress: Progress | None = None
+) -> EncodedFacts:
+    """What the state's encoder makes of these facts, `encode_batch` at a time; a sentence encoder makes no prompts,
+    and they begin as `openings`."""
     encoder, config = state.encoder, state.config
     knowledge, prompts, leads = [], [], []
     for begin in range(0, len(facts), config.encode_batch):
         chunk = facts[begin : begin + config.encode_batch]
         knowledge_NR = encoder.knowledge([join_target(fact.question, fact.target)[0] for fact in chunk])
         queries_NR = _questions(state, chunk)
-        own_N = (queries_NR * knowledge_NR).sum(-1) / encoder.config.width**0.5
-        limit_N = encoder.scores(queries_NR, state.sentinel[None])[:, 0]
-        if config.gate != "sentinel":
-            limit_N = torch.full_like(limit_N, config.fixed_score if config.gate == "fixed" else -torch.inf)
+        own_N = (queries_NR * knowledge_NR).sum(-1).cpu() / encoder.scale
+        if config.gate == "subject":  # which asks less where the subject is named and the relation's words are its own
+            named_N = torch.tensor([find_subject(fact.question, fact.subject) >= 0 for fact in chunk])
+            lead_N = torch.where(named_N, (own_N + 1) / 2 - config.named_score, own_N - config.unnamed_score)
+        else:
+            lead_N = own_N - torch.from_numpy(gate_limits(state, queries_NR))
         knowledge.append(knowledge_NR.cpu())
-        prompts.append(encoder.prompts(knowledge_NR).cpu())
-        leads.append((own_N - limit_N).cpu())
+        leads.append(lead_N)
+        if isinstance(encoder, SentenceEncoder):
+            prompts.append(openings(base, chunk, encoder.prompt_tokens, _tuned_before(state)))
+        else:
+            prompts.append(encoder.prompts(knowledge_NR).cpu())
         if progress is not None:
             progress("facts encoded", min(begin + config.encode_batch, len(facts)), len(facts))
     return EncodedFacts(torch.cat(knowledge), torch.cat(prompts), torch.cat(leads))
+
+
+def _tuned_before(state: RecipeState) -> Tensor | None:
+    """The prompts `[M, P, D]` of the last rows, at most `EARLIER`; None of a state without tuning."""
+    rows = len(state.repository)
+    if not rows or not state.config.tuning_steps:
+        return None
+    return state.repository.prompts(np.arange(max(0, rows - EARLIER), rows))
 
 
 @torch.no_grad()
@@ -242,9 +272,12 @@ def _steering(
 ) -> tuple[Tensor, list[tuple[float, bool]], int]:
     """The facts' prompts, tuned where the encoder's own does not make the model say the target; what `target_losses`
     tells of each; and how many were tuned."""
-    config = state.config
-    losses = _losses(base, prompts_NPD, facts, config)
-    wanting = [row for row, (nats, right) in enumerate(losses) if nats >= config.converged_loss or not right]
+    config, behind = state.config, state.encoder.behind
+    if behind and config.tuning_steps:  # such a prompt says its target behind one phrasing at best as it begins
+        losses, wanting = [(math.inf, False)] * len(facts), list(range(len(facts)))
+    else:
+        losses = _losses(base, prompts_NPD, facts, config, behind)
+        wanting = [row for row, (nats, right) in enumerate(losses) if nats >= config.converged_loss or not right]
     if not wanting or not config.tuning_steps:
         return prompts_NPD, losses, 0
     some = [facts[row] for row in wanting]
@@ -252,21 +285,21 @@ def _steering(
         steps=config.tuning_steps,
         rate=config.tuning_rate,
         enough=ENOUGH * config.converged_loss,
-        spread=state.encoder.prompt_head.spread,
+        spread=state.encoder.spread,
     )
-    tuned_MPD = tune_prompts(base, prompts_NPD[wanting], some, tuning, progress)
-    for row, told in zip(wanting, _losses(base, tuned_MPD, some, config), strict=True):
+    tune = tune_behind if behind else tune_prompts
+    tuned_MPD = tune(base, prompts_NPD[wanting], some, tuning, progress)
+    for row, told in zip(wanting, _losses(base, tuned_MPD, some, config, behind), strict=True):
         losses[row] = told
     return prompts_NPD.index_copy(0, torch.tensor(wanting), tuned_MPD), losses, len(wanting)
 
 
 def _losses(
-    base: BaseModel, prompts_NPD: Tensor, facts: Sequence[FactChange], config: RecipeConfig
+    base: BaseModel, prompts_NPD: Tensor, facts: Sequence[FactChange], config: RecipeConfig, behind: bool
 ) -> list[tuple[float, bool]]:
-    """`target_losses` of each fact's target behind its own prompt and question."""
-    return target_losses(
-        base, prompts_NPD, [fact.question for fact in facts], [fact.target for fact in facts], config.encode_batch
-    )
+    """`target_losses` of each fact's target with its own prompt and question."""
+    questions, targets = [fact.question for fact in facts], [fact.target for fact in facts]
+    return target_losses(base, prompts_NPD, questions, targets, config.encode_batch, behind=behind)
 
 
 def _canaries(

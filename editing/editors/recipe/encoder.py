@@ -81,6 +81,7 @@ class RecipeEncoder(nn.Module):
     """
 
     _words_VD: Tensor | None
+    behind = False  # where its facts' prompts stand: in front of what is asked, as the paper has it
 
     def __init__(
         self, config: EncoderConfig, backbone: PreTrainedModel, own: PreTrainedTokenizerBase | None, base: BaseModel
@@ -148,6 +149,21 @@ class RecipeEncoder(nn.Module):
             yield
         finally:
             self._words_VD = words_VD
+
+    @property
+    def prompt_tokens(self) -> int:
+        """P, of a fact's prompt."""
+        return self.config.prompt_tokens
+
+    @property
+    def spread(self) -> float:
+        """The unit of prompts, the spread of the language model's word embeddings."""
+        return self.prompt_head.spread
+
+    @property
+    def scale(self) -> float:
+        """A score is the inner product divided by it, `sqrt(R)`."""
+        return self.config.width**0.5
 
     # From text to representations
 

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editing.editors.identity import require_same_base
+from editing.editors.identity import form_content, require_same_base
 from editing.editors.recipe.config import RecipeConfig
 from editing.editors.recipe.encoder import RecipeEncoder
 from editing.editors.recipe.repository import Repository
+from editing.editors.recipe.sentence import SentenceEncoder
 from editing.facts import FactChange
 from editing.models import BaseModel
+from editing.prompts import RAW, PromptForm
 from editing.storage import canonical_json
 
 METHOD = "recipe"
@@ -35,8 +37,9 @@ class RecipeState:
     base_fingerprint: str
     tokenizer_hash: str
     parent: str | None
-    encoder: RecipeEncoder
+    encoder: RecipeEncoder | SentenceEncoder
     repository: Repository
+    form: PromptForm = RAW
 
     @property
     def method(self) -> str:
@@ -55,7 +58,8 @@ class RecipeState:
 
     @cached_property
     def sentinel(self) -> Tensor:
-        """The knowledge sentinel."""
+        """The knowledge sentinel of a trained encoder."""
+        assert isinstance(self.encoder, RecipeEncoder)
         with torch.no_grad():
             return self.encoder.sentinel()
 
@@ -70,6 +74,7 @@ class RecipeState:
                 "revision": self.revision,
                 "fingerprint": self.base_fingerprint,
                 "tokenizer_hash": self.tokenizer_hash,
+                **form_content(self.form),
             },
             "parent": self.parent,
             "encoder": self.encoder.digest,

@@ -35,6 +35,33 @@ class Tuning:
     spread: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """What Adam (arXiv 1412.6980) keeps of the slopes of N prompts, with one second moment per prompt, the mean over
+    its components: where Adam would move a component that hardly matters as far as any other, by the sign of what may
+    be rounding, this one moves it little, so that a prompt does not depend on which others are tuned beside it."""
+
+    first_NPD: Tensor
+    second_N11: Tensor
+    steps_N11: Tensor
+
+    @classmethod
+    def zeros(cls, prompts_NPD: Tensor) -> Moments:
+        """Before the first step."""
+        none_N11 = prompts_NPD.new_zeros(len(prompts_NPD), 1, 1)
+        return cls(torch.zeros_like(prompts_NPD), none_N11, none_N11.clone())
+
+    def step(self, slope_nPD: Tensor, rows_n: Tensor) -> Tensor:
+        """The steps `[n, P, D]` that these rows' prompts go back, at a rate of 1; their moments move on in place."""
+        self.steps_N11[rows_n] += 1
+        self.first_NPD[rows_n] = FIRST * self.first_NPD[rows_n] + (1 - FIRST) * slope_nPD
+        mean_n11 = slope_nPD.square().mean((1, 2), keepdim=True)
+        self.second_N11[rows_n] = SECOND * self.second_N11[rows_n] + (1 - SECOND) * mean_n11
+        steps_n11 = self.steps_N11[rows_n]
+        size_n11 = (self.second_N11[rows_n] / (1 - SECOND**steps_n11)).sqrt()
+        return self.first_NPD[rows_n] / (1 - FIRST**steps_n11) / size_n11.clamp(min=torch.finfo(torch.float32).tiny)
+
+
 def tune_prompts(
     base: BaseModel,
     prompts_NPD: Tensor,
@@ -46,9 +73,7 @@ def tune_prompts(
     before one that does not, then the one with the lower loss.
 
     To say a target is to have each of its tokens as the argmax. The loss is nats per token of the fact's target behind
-    its own question. A step is one of Adam (arXiv 1412.6980) with one second moment per prompt, the mean over its
-    components: where Adam would move a component that hardly matters as far as any other, by the sign of what may be
-    rounding, this one moves it little, so that a prompt does not depend on which others are tuned beside it.
+    its own question. A step is one of `Moments`.
     """
     parts = []
     for begin in range(0, len(facts), ROWS_PER_PASS):
@@ -66,7 +91,7 @@ def _tuned(base: BaseModel, prompts_NPD: Tensor, facts: Sequence[FactChange], tu
         units_NPD = (prompts_NPD.to(base.device).float() / tuning.spread).clone()
         best_NPD, lowest_N = units_NPD.clone(), torch.full((len(facts),), torch.inf, device=base.device)
         said_N = torch.zeros_like(lowest_N, dtype=torch.bool)
-        momentum_NPD, square_N11 = torch.zeros_like(units_NPD), units_NPD.new_zeros(len(facts), 1, 1)
+        moments, rows_N = Moments.zeros(units_NPD), torch.arange(len(facts), device=base.device)
         for step in range(tuning.steps + 1):
             units_NPD.requires_grad_()
             logits_LV = asked.logits(base, units_NPD * tuning.spread)
@@ -78,9 +103,5 @@ def _tuned(base: BaseModel, prompts_NPD: Tensor, facts: Sequence[FactChange], tu
             if step == tuning.steps or bool((said_N & (lowest_N < tuning.enough)).all()):
                 break
             (slope_NPD,) = torch.autograd.grad(nats_N.sum(), units_NPD)
-            momentum_NPD = FIRST * momentum_NPD + (1 - FIRST) * slope_NPD
-            square_N11 = SECOND * square_N11 + (1 - SECOND) * slope_NPD.square().mean((1, 2), keepdim=True)
-            mean_NPD = momentum_NPD / (1 - FIRST ** (step + 1))
-            size_N11 = (square_N11 / (1 - SECOND ** (step + 1))).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-            units_NPD = (units_NPD - tuning.rate * mean_NPD / size_N11).detach()
+            units_NPD = (units_NPD - tuning.rate * moments.step(slope_NPD, rows_N)).detach()
     return (best_NPD * tuning.spread).to(prompts_NPD)

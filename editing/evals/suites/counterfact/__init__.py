@@ -147,7 +147,7 @@ class CounterFactSuite(Suite):
     def _score_texts(self, scorer: Scorer) -> list[ItemOutcome]:
         items, spec = self._texts, SPEC["generation"]
         prompts = [prompt for item in items for prompt in item.prompts]
-        budgets = [max(1, spec["length"] - len(ids)) for ids in prompt_ids(scorer.base.tokenizer, prompts)]
+        budgets = [max(1, spec["length"] - len(ids)) for ids in prompt_ids(scorer.base, prompts)]
         texts = iter(scorer.sample(prompts, budgets, Sampling(spec["top_k"], spec["seed"])) if prompts else ())
         weights = {int(n): weight for n, weight in spec["ngrams"].items()}
         outcomes = []
