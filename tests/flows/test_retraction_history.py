@@ -18,9 +18,6 @@ from tasks.workspace import open_workspace
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 MONTHS = [datetime(2018, month, 28, tzinfo=UTC) for month in range(1, 4)]
-OTHERS = ("edits.generality.generated", "edits.locality.generated", "retention.reliability.generated")
-TAKEN = ", ".join(f'"{name}" = false' for name in OTHERS)
-FLOORS = f'floors = {{ "edits.reliability.generated" = 0.0, {TAKEN} }}'
 APRIL = datetime(2018, 4, 28, tzinfo=UTC)
 
 
@@ -68,7 +65,8 @@ def edits_with(home, monkeypatch, request):
         if method == "coachhook":
             return
         config = home / "errata.toml"
-        text = re.sub(r"(floors|_margins) = .*", r"\1 = false", config.read_text()).replace("floors = false", FLOORS)
+        text = re.sub(r"_margins = .*", "_margins = false", config.read_text())
+        text = text.replace('"edits.reliability.generated" = 0.5', '"edits.reliability.generated" = 0.0')
         config.write_text(text)
         encoder = request.getfixturevalue("encoder")
         monkeypatch.setenv("ERRATA_EDITOR__METHOD", method)
