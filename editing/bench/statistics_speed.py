@@ -36,13 +36,16 @@ def measure_statistics(
 
     Measured are the texts as they are given, their words parted into texts of 1 to 256 tokens, and of
     as good as equal length (`LENGTHS`), where the plain way pads nothing. Each sample has at most `tokens`
-    tokens; the ways take turns, `repeats` times each, and the shortest time counts. Per row: tokens a second by
-    the clock and by the processor's time (which other work on the machine moves less), the ratios of
-    both, `difference`, the largest `|A_ij - B_ij| / sqrt(A_ii A_jj)` of any layer, and `padding`, the share of
-    the plain way's positions that are padding. Raises `StatisticsError` when the texts have no tokens.
+    tokens, and texts are cut at `max_length` tokens or the model's positions; the ways take turns, `repeats`
+    times each, and the shortest time counts. Per row: tokens a second by the clock and by the processor's time
+    (which other work on the machine moves less), the ratios of both, `difference`, the largest
+    `|A_ij - B_ij| / sqrt(A_ii A_jj)` of any layer, and `padding`, the share of the plain way's positions that are
+    padding. Raises `StatisticsError` when the texts have no tokens.
     """
     if not any(text.strip() for text in texts):
         raise StatisticsError(f"{len(texts)} texts have no tokens; give a corpus with text")
+    room = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    max_length = min(max_length, room or max_length)
     samples: dict[str, list[str]] = {AS_GIVEN: list(texts), MIXED: _parted(base, texts, None, tokens)}
     samples |= {str(length): _parted(base, texts, length, tokens) for length in LENGTHS if length <= max_length}
     told = progress or (lambda stage, done, total: None)

@@ -146,7 +146,8 @@ def _silenced(state):
         config = dataclasses.replace(state.config, gate="fixed", fixed_score=1e9)
         return dataclasses.replace(state, config=config)
     closed = {layer: dataclasses.replace(content, alpha=float("inf")) for layer, content in state.layers.items()}
-    return dataclasses.replace(state, layers=closed)
+    gate = state.gate and dataclasses.replace(state.gate, thresholds=torch.full_like(state.gate.thresholds, 1e9))
+    return dataclasses.replace(state, layers=closed, gate=gate)
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def test_the_background_depends_on_the_seed_and_the_place_in_the_corpus_alone(ti
 
 def test_a_bench_times_both_ways_over_the_same_tokens(tiny_base, corpus):
     found = measure_statistics(tiny_base("gpt2"), corpus, [1, 2], tokens=300, repeats=1)
-    assert [row["lengths"] for row in found["by_lengths"]] == ["as given", MIXED, "16", "64", "256"]
+    assert [row["lengths"] for row in found["by_lengths"]] == ["as given", MIXED, "16", "64"]  # of 128 positions
     for row in found["by_lengths"]:
         assert row["difference"] < 1e-5
         assert row["tokens"] <= 300
@@ -73,7 +73,7 @@ def test_a_run_cut_short_goes_on_and_ends_the_same(tiny_base, corpus, tmp_path, 
     monkeypatch.setattr(statistics, "WINDOWS_PER_CHECKPOINT", 1)
 
     def kill(stage, done, total):
-        if done > 200:
+        if done > 400:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

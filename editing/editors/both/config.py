@@ -72,8 +72,8 @@ class BothConfig:
         )
 
     def to_state(self) -> dict[str, Any]:
-        """What a state is written with; see `RecipeConfig.to_state`. `of_state` is the inverse."""
-        return {**self.to_dict(), "recipe": self.recipe.to_state()}
+        """What a state is written with; see the `to_state` of each. `of_state` is the inverse."""
+        return {**self.to_dict(), "coachhook": self.coachhook.to_state(), "recipe": self.recipe.to_state()}
 
     @classmethod
     def of_state(cls, content: Mapping[str, Any]) -> BothConfig:
