@@ -33,10 +33,12 @@ from editing.facts import fold
 from editing.models import BaseModel
 from editing.tokenisation import pad, padding_id
 
-SCORING_VERSION = "2"  # raised with any change that can move a result; part of every cache key
+SCORING_VERSION = "3"  # raised with any change that can move a result; part of every cache key
 DEFAULT_BATCH_SIZE = 64
 ANSWER_SLACK = 3  # tokens an answer may run beyond its target, so that the boundary after it is seen
 NEWLINE = ("\n",)
+_GOES_ON = "+#%\u2030\u00b0/&@_"  # behind a word or number these make another one of it
+_HYPHENS = "-\u2010\u2011"  # and these before a letter or digit
 _OUTER = " .,;:!?\"'\u201c\u201d\u2018\u2019"  # what may stand around an answer
 
 
@@ -296,12 +298,15 @@ def _bare(text: str) -> str:
 def exact_match(text: str, target: str) -> bool:
     """Whether a generated text gives `target`: it starts with it and the answer ends there.
 
-    Case and runs of spaces do not count. "George" is not given by "Georgia", nor 3 by 3.5.
+    Case and runs of spaces do not count. A target ends where a word or number ends, and not inside a longer name or
+    figure: "George" is not given by "Georgia", nor 3 by 3.5, "C" by "C++", "Jean" by "Jean-Luc", 5 by "5%".
     """
     said, wanted = fold(text), fold(target)
     if not wanted or not said.startswith(wanted):
         return False
     rest = said[len(wanted) :]
     if wanted[-1].isdigit() and len(rest) > 1 and rest[0] in ".," and rest[1].isdigit():
+        return False
+    if rest and (rest[0] in _GOES_ON or (rest[0] in _HYPHENS and rest[1:2].isalnum())):
         return False
     return not (rest and wanted[-1].isalnum() and rest[0].isalnum())
