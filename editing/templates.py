@@ -58,14 +58,15 @@ def places(subject: str, text: str) -> list[int]:
     start = text.find(subject) if subject else -1
     while start >= 0:
         end = start + len(subject)
-        apart = not (_in_word(text[start - 1 : start]) or _in_word(text[end : end + 1]))
+        apart = not (in_word(text[start - 1 : start]) or in_word(text[end : end + 1]))
         if apart:
             found.append(start)
         start = text.find(subject, end if apart else start + 1)
     return found
 
 
-def _in_word(character: str) -> bool:
+def in_word(character: str) -> bool:
+    """Whether a character (or none) is one of a word in a script that parts words with spaces."""
     return bool(character) and unicodedata.category(character) in _WORD
 
 

@@ -7,7 +7,6 @@ by character offsets.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -19,7 +18,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from editing.errors import TokenisationError
 from editing.facts import SLOT
 from editing.prompts import RAW, PromptForm, takes_space
-from editing.templates import count_slots, fill, slot_start
+from editing.templates import count_slots, fill, in_word, slot_start
 
 PaddingSide = Literal["left", "right"]
 
@@ -190,14 +189,10 @@ def find_subject(text: str, subject: str) -> int:
     for within, wanted in ((text, subject), folded if len(folded[0]) == len(text) else (text, subject)):
         at = within.find(wanted)
         while at >= 0:
-            if not (_in_word(within[at - 1 : at]) or _in_word(within[at + len(wanted) :][:1])):
+            if not (in_word(within[at - 1 : at]) or in_word(within[at + len(wanted) :][:1])):
                 return at
             at = within.find(wanted, at + 1)
     return -1
-
-
-def _in_word(character: str) -> bool:
-    return bool(character) and unicodedata.category(character) in ("Lu", "Ll", "Lt", "Mn", "Nd")
 
 
 def last_subject_token(tokens: Tokens, text: str, subject: str, start: int) -> int:

@@ -22,9 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from editing.bench.replay import EDITS, MARGIN, METRICS, History
+from editing.bench.replay import EDITS, METRICS, History, asked_metrics, paired_suites
 from editing.editors.base import Editor, EditState, FactOutcome, Progress
-from editing.evals.compare import compare
 from editing.evals.edits import Contradictions
 from editing.evals.lanes import Lanes
 from editing.evals.probes import GENERATED, TEACHER_FORCED, WILD, Probe, ProbeSuite, freeze
@@ -97,8 +96,8 @@ def bench_real(
         "seconds_per_fact": statistics.fmean(seconds),
         "bytes_per_fact": (size_of(state) - first_bytes) / len(facts) if size_of else None,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "suites": _paired(found, reference),
-        "sizes": {name: found.metrics[f"{EDITS}.{name}.{GENERATED}"].n for name in _asked_metrics(found)},
+        "suites": paired_suites(found, reference),
+        "sizes": {name: found.metrics[f"{EDITS}.{name}.{GENERATED}"].n for name in asked_metrics(found)},
         "state": state.describe(),
         "form": base.form.name,
         "model": base.model_id,
@@ -137,10 +136,6 @@ def _probes(applied: Sequence[FactChange], asked: int) -> tuple[Probe, ...]:
     return (*probes.values(), *untaught)
 
 
-def _asked_metrics(found: EvalReport) -> list[str]:
-    return [metric for metric in METRICS if f"{EDITS}.{metric}.{GENERATED}" in found.metrics]
-
-
 def _shares(found: EvalReport) -> dict[str, dict[str, float]]:
     """By protocol the share of each metric that was asked in it."""
     return {
@@ -150,18 +145,4 @@ def _shares(found: EvalReport) -> dict[str, dict[str, float]]:
             if (name := f"{EDITS}.{metric}.{protocol}") in found.metrics
         }
         for protocol in PROTOCOLS
-    }
-
-
-def _paired(found: EvalReport, reference: EvalReport) -> dict[str, dict[str, float]]:
-    margins = {metric: MARGIN for metric in found.metrics if metric in reference.metrics}
-    return {
-        metric: {
-            "base": test.reference,
-            "edited": test.candidate,
-            "n": test.n,
-            "p_worse": test.p_inferior,
-            "drop_bound": test.drop_bound,
-        }
-        for metric, test in compare(found, reference, margins).items()
     }

@@ -160,24 +160,12 @@ class _Run:
                 points.append({"edits": len(applied), **scores_of(report, GENERATED)})
             if progress is not None:
                 progress(f"nights ({name})", position, len(nights))
-        margins = {metric: MARGIN for metric in report.metrics if metric in reference.metrics}
-        tests = compare(report, reference, margins)
         return {
             GENERATED: scores_of(report, GENERATED),
             TEACHER_FORCED: scores_of(report, TEACHER_FORCED),
             "converged": sum(outcome.converged for outcome in outcomes) / len(outcomes),
             "targets_below_0.1": sum(outcome.loss < 0.1 for outcome in outcomes) / len(outcomes),
-            "suites": {
-                metric: {
-                    "base": test.reference,
-                    "edited": test.candidate,
-                    "n": test.n,
-                    "p_worse": test.p_inferior,
-                    "drop_bound": test.drop_bound,
-                    "detectable_drop": test.detectable,
-                }
-                for metric, test in tests.items()
-            },
+            "suites": paired_suites(report, reference),
             "curve": points,
             "state": state.describe(),
             "sizes": {metric: report.metrics[f"{EDITS}.{metric}.{GENERATED}"].n for metric in asked_metrics(report)},
@@ -190,6 +178,22 @@ class _Run:
         suite = ProbeSuite(name=EDITS, version="1", items=items, frozen=self.frozen)
         with open_scorer(self.base, state) as scorer:
             return evaluate(scorer, [suite, *suites])
+
+
+def paired_suites(report: EvalReport, reference: EvalReport) -> dict[str, dict[str, float]]:
+    """Each metric that both reports have, before and after, with its paired test."""
+    margins = {metric: MARGIN for metric in report.metrics if metric in reference.metrics}
+    return {
+        metric: {
+            "base": test.reference,
+            "edited": test.candidate,
+            "n": test.n,
+            "p_worse": test.p_inferior,
+            "drop_bound": test.drop_bound,
+            "detectable_drop": test.detectable,
+        }
+        for metric, test in compare(report, reference, margins).items()
+    }
 
 
 def asked_metrics(report: EvalReport) -> list[str]:
