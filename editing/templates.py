@@ -65,6 +65,31 @@ def places(subject: str, text: str) -> list[int]:
     return found
 
 
+def tells(text: str, name: str) -> bool:
+    """Whether every word of `name` stands in `text`, in any order and whatever its case, accents and punctuation.
+
+    A word counts where one begins with it ("Ardens" tells "Arden"; "Bearden" does not), in a script that does not part
+    words with spaces anywhere.
+    """
+    bare = plain(text)
+    return all(_begins_a_word(bare, word) for word in re.findall(r"\w+", plain(name)))
+
+
+def plain(text: str) -> str:
+    """`text` with its case folded and without accents."""
+    apart = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(character for character in apart if not unicodedata.combining(character))
+
+
+def _begins_a_word(text: str, word: str) -> bool:
+    start = text.find(word)
+    while start >= 0:
+        if not (start and in_word(word[0]) and in_word(text[start - 1])):
+            return True
+        start = text.find(word, start + 1)
+    return False
+
+
 def in_word(character: str) -> bool:
     """Whether a character (or none) is one of a word in a script that parts words with spaces."""
     return bool(character) and unicodedata.category(character) in _WORD

@@ -80,6 +80,37 @@ def test_damaged_files_are_refused(tiny_base, hooked, tmp_path, name, damage, me
         EDITOR.load(tmp_path, tiny_base("gpt2"))
 
 
+@torch.no_grad()
+def test_a_key_alone_does_not_make_a_token_the_subject_of_an_edit(tiny_base, hooked):
+    """A token with the very key of an edited one is left alone until the text has told that edit's subject."""
+    base, state = tiny_base("gpt2"), hooked(1)
+    gate, layer = state.gate, state.config.layers[0]
+
+    def fired(*passes):
+        decisions, cache = [], None
+        with EDITOR.attach(base, state, decisions=decisions):
+            for ids in passes:
+                cache = base.model(input_ids=ids, past_key_values=cache, use_cache=True).past_key_values
+        seen = [decision for decision in decisions if decision.layer == layer]
+        return [
+            (gate.subjects[int(decision.keys[0, place])], place)
+            for decision in seen
+            for place in decision.fired[0].nonzero()[:, 0].tolist()
+        ]
+
+    ids = encode_prompts(base.tokenizer, ["The mayor of Arden"])["input_ids"]
+    last = ids.shape[1] - 1
+    assert fired(ids) == [("arden", last)]
+    assert fired(ids[:, :-1], ids[:, -1:]) == [("arden", 0)]
+    (row,) = (row for row, subject in enumerate(gate.subjects) if subject == "arden")
+    names = tuple("Upper Arden" if index == row else name for index, name in enumerate(gate.names))
+    state = dataclasses.replace(state, gate=dataclasses.replace(gate, names=names))
+    assert fired(ids) == []
+    assert fired(ids[:, :-1], ids[:, -1:]) == []
+    state = dataclasses.replace(state, gate=dataclasses.replace(gate, names=("",) * len(names)))
+    assert fired(ids) == [("arden", last)]
+
+
 def weights_of(state):
     return {layer: content.weight for layer, content in state.layers.items()}
 

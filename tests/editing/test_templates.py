@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from editing.errors import FactError
 from editing.facts import FactChange, fold
-from editing.templates import count_slots, escape, fill, places, slot_start, slotted, with_slot
+from editing.templates import count_slots, escape, fill, places, slot_start, slotted, tells, with_slot
 
 texts = st.text(alphabet="ab{}\\ ", max_size=12)
 
@@ -50,6 +50,26 @@ def test_a_subject_is_found_as_words_of_its_own() -> None:
     assert last is not None
     assert (last.template, last.repeated) == ("Rex came. {} is", True)
     assert slotted("nothing of it", "Rex") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "told"),
+    [
+        ("Who leads Lindholm station?", "lindholm station", True),
+        ("Who leads Vostok Station", "Lindholm station", False),
+        ("the Quincy of whom I spoke, Josiah, Jr", "Josiah Quincy, Jr.", True),
+        ("George G. Siebels, Jr", "Josiah Quincy, Jr.", False),
+        ("Bundesautobahn 62", "Bundesautobahn 2", False),
+        ("Ardens Rathaus", "Arden", True),
+        ("Bearden", "Arden", False),
+        ("Jose\u0301 Avila", "José Ávila", True),
+        ("日本の首都東京は", "東京", True),
+        ("日本の首都京都は", "東京", False),
+        ("anything", "", True),
+    ],
+)
+def test_a_text_tells_a_name_when_it_has_all_its_words(text: str, name: str, told: bool) -> None:
+    assert tells(text, name) is told
 
 
 def test_one_notion_of_what_is_the_same() -> None:

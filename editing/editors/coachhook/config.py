@@ -36,7 +36,7 @@ class CoachHookConfig:
         "what a token in the leverage scope gets: the change of the edited key it is taken for (own), its own "
         "change over its r (scaled), or its own change (plain)",
     ] = "own"
-    leverage_floor: Annotated[float, "least threshold of the leverage scope, as a share of the edited key's own"] = 0.6
+    leverage_floor: Annotated[float, "least threshold of the leverage scope, as a share of the edited key's own"] = 0.5
     leverage_quantile: Annotated[float, "share of background keys that a threshold must keep out"] = 0.999
     accumulate: Annotated[bool, "add each batch's keys to the second moment; without it, sequential MEMIT"] = True
     moment_weight: Annotated[float, "lambda, the weight of C0 against edited keys; the paper: 15000-20000"] = 50.0

@@ -9,9 +9,9 @@ Shapes: N lookup contexts, D model width, F inner width of the MLP.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,9 @@ from editing.editors.coachhook.targets import optimise_targets
 from editing.errors import ConfigError, EditRefusedError, StateError
 from editing.facts import EditBatch, FactChange
 from editing.models import BaseModel
-from editing.models.trace import inputs_of, output_of
+from editing.models.trace import inputs_of, output_of, removing
 from editing.statistics import SecondMoments
+from editing.templates import tells
 from editing.tokenisation import encode_prompts, pad, padding_id
 
 ROWS_PER_PASS = 64
@@ -209,23 +210,52 @@ class CoachHook:
 
 @torch.no_grad()
 def _at_lookup(
-    contexts: Sequence[Context], base: BaseModel, states: Callable[..., Tensor], module: torch.nn.Module
-) -> Tensor:
-    """What `states` (an input or output of `module`) is at the contexts' lookup tokens, `[N, ...]` float32."""
-    parts = []
-    for begin in range(0, len(contexts), ROWS_PER_PASS):
-        chunk = contexts[begin : begin + ROWS_PER_PASS]
-        ids, mask = pad([context.ids for context in chunk], padding_id(base.tokenizer), side="right")
-        seen = states(
-            base.model.base_model,
-            module,
-            input_ids=ids.to(base.device),
-            attention_mask=mask.to(base.device),
-            use_cache=False,
-        )
-        at = torch.tensor([context.lookup for context in chunk], device=seen.device)
-        parts.append(seen[torch.arange(len(chunk), device=seen.device), at].float())
-    return torch.cat(parts)
+    contexts: Sequence[Context], base: BaseModel, module: torch.nn.Module, top: torch.nn.Module
+) -> tuple[Tensor, Tensor]:
+    """What goes into `module` and what comes out of `top` behind it, at the contexts' lookup tokens: `[N, F]` and
+    `[N, D]` float32. Contexts that are asked alike share a row."""
+    asked = list(dict.fromkeys((context.ids, context.lookup) for context in contexts))
+    seen: list[Tensor] = []
+    keys: list[Tensor] = []
+    states: list[Tensor] = []
+    with removing([module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))]):
+        for begin in range(0, len(asked), ROWS_PER_PASS):
+            chunk = asked[begin : begin + ROWS_PER_PASS]
+            ids, mask = pad([ids for ids, _ in chunk], padding_id(base.tokenizer), side="right")
+            out_BTD = output_of(
+                base.model.base_model,
+                top,
+                input_ids=ids.to(base.device),
+                attention_mask=mask.to(base.device),
+                use_cache=False,
+            )
+            at = torch.tensor([lookup for _, lookup in chunk])
+            for parts, values in ((keys, seen.pop()), (states, out_BTD)):
+                parts.append(values[torch.arange(len(chunk), device=values.device), at.to(values.device)].float())
+    row = {context: index for index, context in enumerate(asked)}
+    rows = torch.tensor([row[context.ids, context.lookup] for context in contexts])
+    keys_NF, states_ND = torch.cat(keys), torch.cat(states)
+    return keys_NF[rows.to(keys_NF.device)], states_ND[rows.to(states_ND.device)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Read:
+    """What a batch's contexts are at one layer: the keys that the solve sets (of each column the mean over its context
+    prefixes) `[N, F]`, those that the scope must let through `[J, F]`, and the columns' states at the last edited
+    layer `[N, D]`."""
+
+    solved: Tensor
+    judged: Tensor
+    present: Tensor
+
+    @classmethod
+    def at(cls, base: BaseModel, layer: int, top: int, columns: Sequence[Column], judged: Sequence[Context]) -> _Read:
+        """Read in one pass over all of them."""
+        bare = [column.bare for column in columns]
+        prefixed = [context for column in columns for context in column.prefixed]
+        keys_F, states_D = _at_lookup([*bare, *judged, *prefixed], base, base.down_projection(layer), base.blocks[top])
+        n, m = len(bare), len(bare) + len(judged)
+        return cls(keys_F[m:].unflatten(0, (n, -1)).mean(1), keys_F[n:m], states_D[:n])
 
 
 def _extend(
@@ -240,39 +270,41 @@ def _extend(
     statistics, config = state.require_statistics(), state.config
     groups = make_groups(base, facts, state.facts, config)
     columns = [column for group in groups for column in group.columns]
-    bare = [column.bare for column in columns]
     judged = list({context.text: context for group in groups for context in group.judged}.values())
-    texts = [context.text for context in bare]
-    top = base.blocks[config.layers[-1]]
+    texts = [column.bare.text for column in columns]
+    top = config.layers[-1]
     layers: dict[int, LayerState] = {}
     gate = state.gate
     with Hooks.of(base, state) as hooks:
-        targets = _targets(base, hooks, groups, config, kept, progress)
+        # Below the first edited layer nothing is edited: its keys are known before any solve.
+        read = _Read.at(base, config.layers[0], top, columns, judged)
+        targets = _targets(base, hooks, groups, read.present, config, kept, progress)
         wanted_ND = torch.cat([target.values for target in targets]).to(base.device)
         if gate is not None:
-            gate = _extended_gate(base, state, gate, groups)
+            gate = _extended_gate(base, state, gate, groups, texts, read)
             hooks.guard(gate)
         else:
             hooks.open()
         for done, layer in enumerate(config.layers):
             if progress is not None:
                 progress("layers", done, len(config.layers))
-            module = base.down_projection(layer)
-            keys_NF = _solved_keys(base, columns, module)
-            present_ND = _at_lookup(bare, base, output_of, top)
-            residual_ND = (wanted_ND.to(present_ND.device) - present_ND).to(keys_NF.device)
+            read = _Read.at(base, layer, top, columns, judged)
+            residual_ND = (wanted_ND.to(read.present.device) - read.present).to(read.solved.device)
             residual_ND /= len(config.layers) - done
             before = state.layers[layer]
-            solved_texts, solved_MF = _merge(state.solved_texts, before.solved, texts, keys_NF.cpu())
-            moment_FF = before.moment.to(keys_NF.device)
+            solved_texts, solved_MF = _merge(state.solved_texts, before.solved, texts, read.solved.cpu())
+            moment_FF = before.moment.to(read.solved.device)
             if config.accumulate:
                 moment_FF = moment_FF - _outer(_replaced(state.solved_texts, before.solved, texts).to(moment_FF))
-            update_DF = solve_update(moment_FF, keys_NF, residual_ND, layer=layer, max_condition=config.max_condition)
+            update_DF = solve_update(
+                moment_FF, read.solved, residual_ND, layer=layer, max_condition=config.max_condition
+            )
             weight_DF = (before.weight.double() + update_DF.cpu()).float()
             if config.accumulate:
-                moment_FF = moment_FF + _outer(keys_NF)
-            judged_NF = _at_lookup(judged, base, inputs_of, module).cpu()
-            key_texts, edited_NF = _merge(state.key_texts, before.keys, [context.text for context in judged], judged_NF)
+                moment_FF = moment_FF + _outer(read.solved)
+            key_texts, edited_NF = _merge(
+                state.key_texts, before.keys, [context.text for context in judged], read.judged.cpu()
+            )
             content = LayerState(weight_DF, moment_FF.float().cpu(), solved_MF, edited_NF, before.alpha, before.scale)
             layers[layer] = _with_threshold(base, hooks, layer, content, groups, statistics, config)
             hooks.put(layer, layers[layer], solved_texts)
@@ -293,30 +325,28 @@ def _extend(
     return after
 
 
-def _solved_keys(base: BaseModel, columns: Sequence[Column], module: torch.nn.Module) -> Tensor:
-    """The keys `[N, F]` that the solve sets: of each column the mean over its context prefixes."""
-    prefixed = [context for column in columns for context in column.prefixed]
-    return _at_lookup(prefixed, base, inputs_of, module).unflatten(0, (len(columns), -1)).mean(1)
-
-
-def _extended_gate(base: BaseModel, state: CoachHookState, gate: LeverageGate, groups: Sequence[Group]) -> LeverageGate:
-    """The gate with the keys of these groups, which are known before any solve: below the first edited layer nothing
-    is edited."""
+def _extended_gate(
+    base: BaseModel,
+    state: CoachHookState,
+    gate: LeverageGate,
+    groups: Sequence[Group],
+    texts: Sequence[str],
+    read: _Read,
+) -> LeverageGate:
+    """The gate with the keys of these groups, whose columns have `texts`, as `read` at the first edited layer."""
     config, first = state.config, state.config.layers[0]
-    module, before = base.down_projection(first), state.layers[first]
-    columns = [column for group in groups for column in group.columns]
-    keys_NF = _solved_keys(base, columns, module)
-    moment_FF = before.moment.to(keys_NF.device).double()
+    before = state.layers[first]
+    moment_FF = before.moment.to(read.solved.device).double()
     if config.accumulate:
-        texts = [column.bare.text for column in columns]
         moment_FF = moment_FF - _outer(_replaced(state.solved_texts, before.solved, texts).to(moment_FF))
     judged = {context.text: (context, group) for group in groups for context in group.judged}
     return gate.extended(
-        moment_FF + _outer(keys_NF),
+        moment_FF + _outer(read.solved),
         list(judged),
         [group.owner(context).bare.text for context, group in judged.values()],
         [group.subject for _, group in judged.values()],
-        _at_lookup([context for context, _ in judged.values()], base, inputs_of, module).cpu(),
+        [group.subject if tells(context.text, group.subject) else "" for context, group in judged.values()],
+        read.judged.cpu(),
         state.require_statistics().background[first],
         config,
     )
@@ -326,11 +356,14 @@ def _targets(
     base: BaseModel,
     hooks: Hooks,
     groups: Sequence[Group],
+    present_ND: Tensor,
     config: CoachHookConfig,
     kept: Mapping[str, SubjectTarget],
     progress: Progress | None,
 ) -> list[SubjectTarget]:
     """A target for each group in order: `z = h + delta` under the present hooks, or one kept from an earlier run.
+
+    `present_ND` are h, the states of all groups' columns.
 
     A kept one stays only where no hook changes what its group asks, as it was when the target was made.
     """
@@ -338,10 +371,13 @@ def _targets(
     new = [group for group in groups if touched[group.subject] or group.subject not in kept]
     optimised = optimise_targets(base, hooks, new, config, progress)
     made = dict(kept)
-    for group, result in zip(new, optimised, strict=True):
-        present_CD = _at_lookup(
-            [column.bare for column in group.columns], base, output_of, base.blocks[config.layers[-1]]
+    present = dict(
+        zip(
+            (group.subject for group in groups), present_ND.split([len(group.columns) for group in groups]), strict=True
         )
+    )
+    for group, result in zip(new, optimised, strict=True):
+        present_CD = present[group.subject]
         made[group.subject] = SubjectTarget(
             subject=group.subject,
             fact_ids=tuple(fact.fact_id for fact in group.facts),

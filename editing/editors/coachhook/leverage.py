@@ -7,11 +7,12 @@ gets, relative to what the edited key itself gets, is
     r_i(k) = (k_i^T C^-1 k) / (k_i^T C^-1 k_i),
 
 a similarity in which common directions count for little; it is 1 at the edited key. A token is in scope where its
-largest r_i reaches the threshold of that key, which is found on background keys when the key is edited. That is decided
-once a token, at the first edited layer, for all edited layers: keys there are the base model's own, so a score depends
-on the text up to the token alone, whatever its batch mates, its padding or the length of what follows, and no later
-batch changes it. The index of the largest names the fact. An answer does not take an edit that its
-prompt has taken.
+largest r_i reaches the threshold of that key, which is found on background keys when the key is edited, and where the
+text up to it has told every word of that key's subject: a key so low in the model is mostly that of its own word, the
+"Jr." of one name that of every other. That is decided once a token, at the first edited layer, for all edited layers:
+keys there are the base model's own, so a score depends on the text up to the token alone, whatever its batch mates, its
+padding or the length of what follows, and no later batch changes it. The index of the largest names the fact. An
+answer does not take an edit that its prompt has taken.
 
 Shapes: N edited keys, F inner width, T tokens, S background keys.
 """
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.errors import EditRefusedError
+from editing.templates import tells
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -33,33 +35,45 @@ class LeverageGate:
     """The edited keys as a token is compared with them, in the order of their edits.
 
     `texts` are the contexts of the keys (each ends with its subject), `owners` the context whose solved key holds
-    what the key's token gets, `subjects` whose key it is (folded, as in `FactKey`). `detectors` `[N, F]` float32 are
+    what the key's token gets, `subjects` whose key it is (folded, as in `FactKey`), `names` what a text must have told
+    (empty where the key's own context does not name its subject). `detectors` `[N, F]` float32 are
     `C^-1 k_i / (k_i^T C^-1 k_i)` as they were when the key was edited, `thresholds` `[N]` float32.
     """
 
     texts: tuple[str, ...]
     owners: tuple[str, ...]
     subjects: tuple[str, ...]
+    names: tuple[str, ...]
     detectors: Tensor
     thresholds: Tensor
 
     @classmethod
     def empty(cls, inner: int) -> LeverageGate:
         """The gate before the first edit."""
-        return cls((), (), (), torch.zeros(0, inner), torch.zeros(0))
+        return cls((), (), (), (), torch.zeros(0, inner), torch.zeros(0))
 
     def read(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Of keys `[..., F]` the score, r of the best edited key over its threshold, and that key's index.
 
-        A score of 1 or more is in scope. With no edited keys scores are 0 and indices -1.
+        A score of 1 or more is in scope where the text agrees. With no edited keys scores are 0 and indices -1.
         """
         if not self.texts:
             return keys.new_zeros(keys.shape[:-1], dtype=torch.float32), keys.new_full(
                 keys.shape[:-1], -1, dtype=torch.int64
             )
-        detectors, thresholds = self.detectors.to(keys.device), self.thresholds.to(keys.device)
-        best = ((keys.float() @ detectors.T) / thresholds).max(dim=-1)
+        best = self._scores(keys).max(dim=-1)
         return best.values, best.indices
+
+    def told_by(self, text: str, key: Tensor) -> tuple[float, int] | None:
+        """Of the edited keys that a token's key `[F]` reaches the best whose name `text` has told, as its score and
+        index; None where it has told none of their names."""
+        scores_N = self._scores(key)
+        reached = [(score, row) for row, score in enumerate(scores_N.tolist()) if score >= 1.0]
+        told = (found for found in sorted(reached, reverse=True) if tells(text, self.names[found[1]]))
+        return next(told, None)
+
+    def _scores(self, keys: Tensor) -> Tensor:
+        return (keys.float() @ self.detectors.to(keys.device).T) / self.thresholds.to(keys.device)
 
     def extended(
         self,
@@ -67,6 +81,7 @@ class LeverageGate:
         texts: Sequence[str],
         owners: Sequence[str],
         subjects: Sequence[str],
+        names: Sequence[str],
         keys_NF: Tensor,
         background_SF: Tensor,
         config: CoachHookConfig,
@@ -95,6 +110,7 @@ class LeverageGate:
             (*(self.texts[index] for index in stay), *texts),
             (*(self.owners[index] for index in stay), *owners),
             (*(self.subjects[index] for index in stay), *subjects),
+            (*(self.names[index] for index in stay), *names),
             torch.cat([self.detectors[stay], detectors_NF]),
             torch.cat([self.thresholds[stay], thresholds_N]),
         )
@@ -105,7 +121,7 @@ class LeverageGate:
 
     def content(self) -> dict[str, list[str]]:
         """Everything that is not a tensor, as plain JSON types."""
-        return {"texts": list(self.texts), "owners": list(self.owners), "subjects": list(self.subjects)}
+        return {name: list(getattr(self, name)) for name in ("texts", "owners", "subjects", "names")}
 
     @classmethod
     def rebuild(cls, content: Mapping[str, Sequence[str]], tensors: Mapping[str, Tensor]) -> LeverageGate:
@@ -114,6 +130,7 @@ class LeverageGate:
             tuple(content["texts"]),
             tuple(content["owners"]),
             tuple(content["subjects"]),
+            tuple(content["names"]),
             tensors["gate.detectors"],
             tensors["gate.thresholds"],
         )

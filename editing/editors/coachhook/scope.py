@@ -5,7 +5,7 @@ others as the base computes them, bit for bit.
 The change at a token is `|(Wh - W0) k|`; a scope turns it into a score:
 
 - `leverage`: the share of an edited key in the token's own, over the key's threshold (`leverage`). It
-  is read at the first edited layer and holds for all of them; in scope is what scores 1.
+  is read at the first edited layer and holds for all of them; in scope is what scores 1 behind the name of its subject.
 - `calibrated`: the change over its root mean square on background text. It depends on nothing
   but the token's own key.
 - `sequence`: the paper's z-score of the change along the sequence, over real tokens. Tokens of
@@ -123,6 +123,18 @@ class _Hook:
     own: Tensor | None = None
 
 
+@dataclass(slots=True)
+class _Row:
+    """What a row of the batch has been so far: its tokens (None where they are not known), and the subjects whose
+    edits it has taken."""
+
+    ids: list[int] | None
+    taken: set[str]
+
+    def copy(self) -> _Row:
+        return _Row(None if self.ids is None else [*self.ids], {*self.taken})
+
+
 class Hooks:
     """A state's hooks on a base model, active inside `with`. Serves `attach` and the editor's own passes.
 
@@ -147,8 +159,8 @@ class Hooks:
         self._gate, self._first = gate, config.layers[0]
         self._read: tuple[Tensor, Tensor, Tensor] | None = None
         self._cached = False
-        self._told: list[set[str]] = []
-        self._told_before: WeakKeyDictionary[Any, list[set[str]]] = WeakKeyDictionary()
+        self._read_so_far: list[_Row] = []
+        self._read_before: WeakKeyDictionary[Any, list[_Row]] = WeakKeyDictionary()
         self._decisions = decisions
         self._hooks: dict[int, _Hook] = {}
         self._handles: list[Any] = []
@@ -255,8 +267,7 @@ class Hooks:
     def _by_leverage(self, layer: int, hook: _Hook, gate: LeverageGate, keys_BTF: Tensor, output: Tensor) -> Tensor:
         """The output with the changes of the tokens in scope; the first edited layer decides for those above."""
         if layer == self._first:
-            scores_BT, rows_BT = gate.read(keys_BTF)
-            self._read = scores_BT, rows_BT, self._once(gate, scores_BT, rows_BT)
+            self._read = self._judge(gate, keys_BTF)
         assert self._read is not None, "the first edited layer runs before those above it"
         scores_BT, rows_BT, fired_BT = (each.to(output.device) for each in self._read)
         if self._silent_B is not None:
@@ -277,23 +288,44 @@ class Hooks:
         edited_BTD[fired_BT] = output[fired_BT] + change_MD
         return edited_BTD
 
-    def _once(self, gate: LeverageGate, scores_BT: Tensor, rows_BT: Tensor) -> Tensor:
-        """The real tokens in scope; of an answer those alone whose subject the row has not told before: an answer that
-        says a name of its subject ("Bahmann" of a Bahmann) is not to be edited in its middle."""
+    def _judge(self, gate: LeverageGate, keys_BTF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each token's score, the edited key that it is taken for, and whether it is in scope, all `[B, T]`.
+
+        In scope are the real tokens whose key is that of a subject which the text has named; of an answer those alone
+        whose subject the row has not told before: an answer that says a name of its subject ("Bahmann" of a Bahmann)
+        is not to be edited in its middle.
+        """
+        scores_BT, rows_BT = gate.read(keys_BTF)
         fired_BT = scores_BT >= 1.0
         if self._real_BT is not None:
             fired_BT = fired_BT & self._real_BT.to(fired_BT.device)
-        if len(self._told) != len(fired_BT):
-            self._told = [set() for _ in fired_BT]
+        if len(self._read_so_far) != len(fired_BT):
+            self._read_so_far = [_Row(None, set()) for _ in fired_BT]
         column = continuation_column()
         begins = 0 if self._cached else fired_BT.shape[1] if column is None else column
         begins_B = torch.as_tensor(begins).reshape(-1).expand(len(fired_BT)).tolist()
-        for row, place in fired_BT.nonzero().tolist():
-            subject = gate.subjects[int(rows_BT[row, place])]
-            if subject in self._told[row] and place >= begins_B[row]:
-                fired_BT[row, place] = False
-            self._told[row].add(subject)
-        return fired_BT
+        for index, place in fired_BT.nonzero().tolist():
+            row = self._read_so_far[index]
+            text = self._text(index, place)
+            if text is not None:
+                told = gate.told_by(text, keys_BTF[index, place])
+                if told is None:
+                    fired_BT[index, place] = False
+                    continue
+                scores_BT[index, place], rows_BT[index, place] = told
+            subject = gate.subjects[int(rows_BT[index, place])]
+            if subject in row.taken and place >= begins_B[index]:
+                fired_BT[index, place] = False
+            row.taken.add(subject)
+        return scores_BT, rows_BT, fired_BT
+
+    def _text(self, index: int, place: int) -> str | None:
+        """The text of a row up to a column of this pass; None where its tokens are not known (embeddings came)."""
+        ids = self._read_so_far[index].ids
+        if ids is None or self._real_BT is None:
+            return None
+        behind = int(self._real_BT[index, place + 1 :].sum())
+        return str(self._base.tokenizer.decode(ids[: len(ids) - behind]))
 
     def _decide(self, layer: int, hook: _Hook, change_BT: Tensor) -> Tensor:
         if self._scope == "sequence":
@@ -311,8 +343,8 @@ class Hooks:
         return fired_BT
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note which tokens of this pass are real, and what is known of the tokens in its cache: their sums, or the
-        subjects that they told."""
+        """Note which tokens of this pass are real, and what is known of the tokens in its cache: their sums, or what
+        they say and the subjects whose edits they took."""
         if self._paused:
             return
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
@@ -327,7 +359,7 @@ class Hooks:
         cache = given.get("past_key_values")
         self._cached = cache is not None and cache.get_seq_length() > 0
         self._after, self._before = {}, {}
-        self._told = [set(told) for told in self._told_before.get(cache, [])] if self._cached else []
+        self._read_so_far = self._rows(given.get("input_ids"), cache)
         if self._cached and self._scope == "sequence":
             if cache not in self._running:
                 raise StateError(
@@ -336,8 +368,23 @@ class Hooks:
                 )
             self._before = self._running[cache]
 
+    def _rows(self, ids_BT: Tensor | None, cache: Any) -> list[_Row]:
+        """What each row is with this pass's tokens behind those in its cache."""
+        assert self._real_BT is not None
+        if self._scope != "leverage":
+            return []
+        rows = [row.copy() for row in self._read_before.get(cache, [])] if self._cached else []
+        if not self._cached:
+            rows = [_Row([], set()) for _ in self._real_BT]
+        if ids_BT is None:
+            return [_Row(None, row.taken) for row in rows]
+        for row, ids, real in zip(rows, ids_BT.tolist(), self._real_BT.tolist(), strict=False):
+            if row.ids is not None:
+                row.ids += [token for token, kept in zip(ids, real, strict=True) if kept]
+        return rows
+
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         cache = getattr(output, "past_key_values", None)
         if cache is not None and not self._paused:
             self._running[cache] = self._after
-            self._told_before[cache] = self._told
+            self._read_before[cache] = self._read_so_far

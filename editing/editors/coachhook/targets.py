@@ -27,7 +27,7 @@ from editing.errors import ModelError
 from editing.models import BaseModel
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-SHRINK_BELOW = 0.75
+SHRINK_BELOW = 0.9
 PASS_TOKENS = 16
 
 
