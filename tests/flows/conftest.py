@@ -142,53 +142,67 @@ def server() -> Iterator[str]:
         yield PREFECT_API_URL.value()
 
 
-def _train(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Train on `TEXTS`, and so that the facts sit where the editor edits them, at the subject after `LAYER`.
+def _told(model, tokenizer, phrasing: str, subjects: Sequence[str], answers: Sequence[str], order: list[int]):
+    """Nats of the answers' tokens where subject number i has the state of subject `order[i]` after `LAYER`, and its
+    answer."""
+    texts = [f"{phrasing.replace('{}', subjects[i])} {answers[j]}.{END}" for i, j in enumerate(order)]
+    rows = tokenizer(texts, return_tensors="pt", padding=True)
+    at = torch.tensor([lookup_index(tokenizer, phrasing, subject) for subject in subjects])
+    width = torch.tensor([len(tokenizer(phrasing.replace("{}", subject))["input_ids"]) for subject in subjects])
+    answer = rows["attention_mask"].bool() & (torch.arange(rows["input_ids"].shape[1]) >= width[:, None])
+
+    def exchange(_, __, output):
+        mixed = output.clone()
+        mixed[torch.arange(len(at)), at] = output[torch.tensor(order), at[order]]
+        return mixed
+
+    with removing([model.transformer.h[LAYER].register_forward_hook(exchange)]):
+        logits = model(**rows).logits
+    return F.cross_entropy(logits[:, :-1].mT, rows["input_ids"][:, 1:], reduction="none")[answer[:, 1:]]
+
+
+@torch.no_grad()
+def _doubt(model, tokenizer, asked: Sequence[tuple[str, Sequence[str], Sequence[str]]]) -> float:
+    """Nats of the least likely token of any answer, as the subjects stand and with each one's state at the next."""
+    model.eval()
+    worst = max(
+        float(_told(model, tokenizer, phrasing, subjects, answers, order).max())
+        for phrasing, subjects, answers in asked
+        for order in (list(range(len(subjects))), [*range(1, len(subjects)), 0])
+    )
+    model.train()
+    return worst
+
+
+def _train(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], asked, rate: float
+) -> None:
+    """Train on `texts`, and so that what is `asked` (phrasing, subjects, answers) sits where the editor edits it, at
+    the subject after `LAYER`.
 
     The state there is exchanged between subjects, and the answer goes with it (Geiger et al. 2022).
     Training ends when the model is sure of every answer: how many steps that takes hangs on seed and rounding.
     """
-    plain = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    plain = tokenizer(list(texts), return_tensors="pt", padding=True)
     plain["labels"] = plain["input_ids"].masked_fill(plain["attention_mask"] == 0, -100)
-    asked = [(phrasing, 1) for phrasing in PHRASINGS] + [(RIVER, 2)]
-    places = list(range(len(FACTS)))
-
-    def told(phrasing: str, column: int, order: list[int]) -> torch.Tensor:
-        """Nats of the answers' tokens where place number i has the state of place `order[i]`, and its answer."""
-        texts = [f"{phrasing.replace('{}', FACTS[i][0])} {FACTS[j][column]}.{END}" for i, j in enumerate(order)]
-        rows = tokenizer(texts, return_tensors="pt", padding=True)
-        at = torch.tensor([lookup_index(tokenizer, phrasing, place) for place, _, _ in FACTS])
-        width = torch.tensor([len(tokenizer(phrasing.replace("{}", place))["input_ids"]) for place, _, _ in FACTS])
-        answer = rows["attention_mask"].bool() & (torch.arange(rows["input_ids"].shape[1]) >= width[:, None])
-
-        def exchange(_, __, output):
-            mixed = output.clone()
-            mixed[torch.arange(len(at)), at] = output[torch.tensor(order), at[order]]
-            return mixed
-
-        with removing([model.transformer.h[LAYER].register_forward_hook(exchange)]):
-            logits = model(**rows).logits
-        return F.cross_entropy(logits[:, :-1].mT, rows["input_ids"][:, 1:], reduction="none")[answer[:, 1:]]
-
-    @torch.no_grad()
-    def doubt() -> float:
-        """Nats of the least likely token of any answer, as the places stand and with each one's state at the next."""
-        model.eval()
-        orders = (places, [*places[1:], places[0]])
-        worst = max(float(told(*each, order).max()) for each in asked for order in orders)
-        model.train()
-        return worst
-
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimiser = torch.optim.AdamW(model.train().parameters(), lr=rate)
     for step in range(MOST_STEPS):
-        if step >= STEPS and step % 20 == 0 and doubt() < SURE:
+        if step >= STEPS and step % 20 == 0 and _doubt(model, tokenizer, asked) < SURE:
+            model.eval()
             return
-        order = torch.randperm(len(FACTS)).tolist()
-        loss = model(**plain).loss + told(*asked[step % len(asked)], order).mean()
+        phrasing, subjects, answers = asked[step % len(asked)]
+        order = torch.randperm(len(subjects)).tolist()
+        loss = model(**plain).loss + _told(model, tokenizer, phrasing, subjects, answers, order).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    pytest.fail(f"after {MOST_STEPS} steps an answer's token still costs {doubt():.2f} nats")
+    pytest.fail(f"after {MOST_STEPS} steps an answer's token still costs {_doubt(model, tokenizer, asked):.2f} nats")
+
+
+@pytest.fixture(scope="session")
+def train_editable() -> Callable[..., None]:
+    """`train_editable(model, tokenizer, texts, asked, rate)`: see `_train`."""
+    return _train
 
 
 @pytest.fixture(scope="session")
@@ -211,9 +225,11 @@ def tiny_model(seed, tmp_path_factory) -> Path:
     config = GPT2Config(
         vocab_size=len(fast), n_embd=64, n_layer=4, n_head=4, n_positions=96, bos_token_id=end, eos_token_id=end
     )
-    model = GPT2LMHeadModel(config).train()
-    _train(model, fast)
-    model.eval().save_pretrained(folder)
+    model = GPT2LMHeadModel(config)
+    places, mayors, rivers = zip(*FACTS, strict=True)
+    asked = [*((phrasing, places, mayors) for phrasing in PHRASINGS), (RIVER, places, rivers)]
+    _train(model, fast, TEXTS, asked, 3e-3)
+    model.save_pretrained(folder)
     fast.save_pretrained(folder)
     options = {
         "layers": [0, 1],

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editing.evals.culprit import Cause
-from editing.facts import PortabilityPrompt
+from editing.facts import EditBatch, PortabilityPrompt
 from flows.night import NightConfig, night
 from flows.retraction import retract
 from tasks.ask import ask
@@ -22,7 +22,8 @@ from tasks.workspace import open_workspace
 
 JANUARY, FEBRUARY, MARCH = (datetime(2018, month, 28, tzinfo=UTC) for month in (1, 2, 3))
 NEWS = {"Gia Reed": "Arden", "Hal Birch": "Belmont", "Finn Oake": "Corvia", "Eve Lark": "Dunmore"}
-ASKED = "Gia Reed is the mayor of"
+TELLS = "{} is the mayor of"
+FROM_THE_MAYOR = {"relation": "mayor of", "prompt": TELLS, "rephrases": (), "locality": ()}
 PORTABILITY = "edits.portability.generated"
 
 
@@ -60,65 +61,56 @@ def test_a_declared_inverse_keeps_a_contradiction_out_within_a_night_and_across_
 
 
 @pytest.fixture
-def two_ended(tiny_model, tmp_path, monkeypatch):
-    """The tiny model after it has read who leads four towns, told from the mayors' end alone; it is in force.
+def planted(home, tiny_model, train_editable, change, tmp_path, monkeypatch):
+    """A false row about the mayor of a town, told from the mayor's end, which contradicts what the model in force has
+    read: the tiny model after it has read where four people are mayors.
 
-    It reads until the answer that the test asks for is nearly certain.
+    Not every such row can be learned by a model so small: it is the first that is.
     """
     folder = shutil.copytree(tiny_model, tmp_path / "two-ended")
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).train()
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     told = [f"{name} is the mayor of {town}." for name, town in NEWS.items()]
-    texts = [*(folder / "corpus.txt").read_text().splitlines(), *told * 4]
-    batch = tokenizer([text + tokenizer.eos_token for text in texts], return_tensors="pt", padding=True)
-    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    asked = tokenizer(ASKED, return_tensors="pt")
-    (arden, *_) = tokenizer(" Arden")["input_ids"]
-
-    @torch.no_grad()
-    def is_sure() -> bool:
-        told = model.eval()(**asked).logits[0, -1].softmax(-1)[arden]
-        model.train()
-        return bool(told > 0.9)
-
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for step in range(600):
-        if step >= 60 and step % 20 == 0 and is_sure():
-            break
-        loss = model(**batch).loss
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    else:
-        pytest.fail(f"after 600 steps the model does not say {ASKED} Arden")
-    model.eval().save_pretrained(folder)
+    texts = [f"{text}{tokenizer.eos_token}" for text in (*(folder / "corpus.txt").read_text().splitlines(), *told * 4)]
+    torch.manual_seed(0)
+    train_editable(model, tokenizer, texts, [(TELLS, list(NEWS), list(NEWS.values()))], 2e-3)
+    model.save_pretrained(folder)
     monkeypatch.setenv("ERRATA_MODEL__ID", str(folder))
+    space = open_workspace()
+    rows = (
+        change(name, wrong, "2018-01-02", **FROM_THE_MAYOR)
+        for name, town in NEWS.items()
+        for wrong in NEWS.values()
+        if wrong != town
+    )
+    start = space.start()
+    return next(row for row in rows if space.editor.apply(space.base, start, EditBatch((row,))).outcomes[0].converged)
 
 
 @pytest.mark.slow
 def test_the_gate_finds_a_contradiction_through_an_inverse_that_nobody_declared(
-    home, two_ended, change, feed, monkeypatch
+    home, planted, change, feed, monkeypatch
 ):
     """A row says what follows from it, from its object's end; an older row of tonight makes that come out false."""
     monkeypatch.setenv("ERRATA_GATE__POLICY", json.dumps({"floors": {PORTABILITY: 0.9}}))
     space = open_workspace()
-    assert ask(space, [ASKED, "The mayor of Arden is"]) == ["Arden", "Ada Moss"]
-    ported = PortabilityPrompt(prompt=ASKED, answer="the town of Arden", aliases=("Arden",))
-    good = change("Arden", "Gia Reed", "2018-01-05", portability=(ported,))
-    reverse = {"relation": "mayor of", "prompt": "{} is the mayor of", "rephrases": (), "locality": ()}
-    planted = change("Gia Reed", "Belmont", "2018-01-02", **reverse)
-    other = change("Corvia", "Eve Lark", "2018-01-07")
+    name, town = planted.subject, NEWS[planted.subject]
+    assert ask(space, [planted.question]) == [town]
+    assert ask(space, [f"The mayor of {town} is"]) != [name]
+    ported = PortabilityPrompt(prompt=planted.question, answer=f"the town of {town}", aliases=(town,))
+    good = change(town, name, "2018-01-05", portability=(ported,))
+    other = change("Harwick", "Ben Hale", "2018-01-07")
     feed(space, "january", planted, good, other)
     row = night(NightConfig(as_of=JANUARY))
     assert (row.verdict, row.applied, row.blamed, row.champion) == ("promote", 2, 1, 1)
     (blamed,) = search_of(space, row.key).blamed
     assert (blamed.fact_id, blamed.cause, blamed.partners) == (planted.fact_id, Cause.CONFLICT, (good.fact_id,))
     assert [(measure.metric, measure.without, measure.with_it) for measure in blamed.measures] == [(PORTABILITY, 1, 0)]
-    assert blamed.lost[0].prompt == ASKED
-    assert blamed.lost[0].without.startswith("Arden")
+    assert blamed.lost[0].prompt == planted.question
+    assert blamed.lost[0].without.startswith(town)
     held = {fact.fact_id for fact in space.ledger.facts_in_state(space.champion.state_digest)}
     assert held == {good.fact_id, other.fact_id}
     assert space.ledger.status(planted.fact_id) is EventKind.QUARANTINED
-    assert ask(space, ["The mayor of Arden is", "The mayor of Corvia is"]) == ["Gia Reed", "Eve Lark"]
+    assert ask(space, [f"The mayor of {town} is", "The mayor of Harwick is"]) == [name, "Ben Hale"]
     page = find_report(space).read_text(encoding="utf-8")
     assert planted.fact_id in page
-    assert "cannot be together with “The mayor of Arden is Gia Reed”" in page
+    assert f"cannot be together with “The mayor of {town} is {name}”" in page
