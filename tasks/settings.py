@@ -358,22 +358,38 @@ def load_settings(**sections: Any) -> Settings:
         raise SettingsError(f"{path} is not valid TOML: {error}") from error
     except (ValidationError, PydanticSettingsError) as error:
         raise SettingsError(_explain(error, path)) from error
-    root = path.parent if path and f"{PREFIX}HOME" not in os.environ else Path.cwd()
-    home = (root / settings.home.expanduser()).resolve()
+    home = (_root(path, "home") / settings.home.expanduser()).resolve()
     placed: dict[str, Any] = {"home": home}
-    placed["model"] = settings.model.model_copy(update={"id": _model_id(settings.model.id, home, root)})
+    model_id = _model_id(settings.model.id, home, _root(path, "model", "id"))
+    placed["model"] = settings.model.model_copy(update={"id": model_id})
     for section, field in PATHS:
         table = getattr(settings, section)
-        if (path := getattr(table, field)) is not None:
+        if (place := getattr(table, field)) is not None:
+            root = _root(path, section, field)
             placed[section] = placed.get(section, table).model_copy(
-                update={field: (root / path.expanduser()).resolve()}
+                update={field: (root / place.expanduser()).resolve()}
             )
-    recipe = placed.get("recipe", settings.recipe)
-    without = [(root / path.expanduser()).resolve() for path in recipe.without]
+    recipe, root = placed.get("recipe", settings.recipe), _root(path, "recipe", "without")
+    without = [(root / place.expanduser()).resolve() for place in recipe.without]
     placed["recipe"] = recipe.model_copy(update={"without": without})
-    suites = {name: _placed(suite, root) for name, suite in settings.evaluation.suites.items()}
+    suites = {
+        name: _placed(suite, _root(path, "evaluation", "suites", name))
+        for name, suite in settings.evaluation.suites.items()
+    }
     placed["evaluation"] = settings.evaluation.model_copy(update={"suites": suites})
     return settings.model_copy(update=placed)
+
+
+def _root(file: Path | None, *keys: str) -> Path:
+    """Where a relative path of this setting begins: at the folder of `errata.toml`, or at the working directory where
+    a variable names the setting, a table that it is in, or a part of it."""
+    mine = f"{PREFIX}{'__'.join(keys)}".upper()
+    given = any(mine == name or mine.startswith(f"{name}__") or name.startswith(f"{mine}__") for name in _variables())
+    return Path.cwd() if file is None or given else file.parent
+
+
+def _variables() -> list[str]:
+    return [name.upper() for name in os.environ if name.upper().startswith(PREFIX)]
 
 
 def _model_id(model_id: str, home: Path, root: Path) -> str:
