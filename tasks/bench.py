@@ -35,8 +35,14 @@ from tasks.recipe.plan import edit_source, plan_training
 from tasks.self_text import open_self_text
 from tasks.statistics import open_corpus, read_texts
 from tasks.suites import configured_suites, suite_path, suite_sources
-from tasks.workspace import Workspace, method_in_force, open_workspace
+from tasks.workspace import Workspace, method_in_force, open_workspace, options_in_force
 
+# What CoachHooK is measured against: its paper's scope, every token in scope, and MEMIT batch after batch.
+BASELINES: dict[str, dict[str, Any]] = {
+    "sequence_scope": {"scope": "sequence"},
+    "no_gate": {"scope": "always"},
+    "sequential_memit": {"scope": "always", "accumulate": False},
+}
 DRAWN = 200  # facts whose prompt tokens are drawn
 
 
@@ -115,18 +121,21 @@ def real_quality(
     batch: int,
     every: int,
     asked: int,
+    baselines: bool = False,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """`bench_real` of the configured base on the first facts of a published file behind `skip`, one a subject.
 
-    Questions without a question mark get one where the file's other prompts are questions (ZsRE's locality prompts).
+    With `baselines` the same facts go through each of `BASELINES` as well, under `baselines` by name. Questions without
+    a question mark get one where the file's other prompts are questions (ZsRE's locality prompts).
     """
-    with method_in_force(method):
+    path = _published_file(open_workspace(), data)
+    facts = _one_a_subject(Conversion(path))[skip:][:edits]
+    if not facts:
+        raise FeedError(f"{data} leaves no facts behind the first {skip}; lower --skip")
+
+    def measured() -> dict[str, Any]:
         space = open_workspace()
-        path = _published_file(space, data)
-        facts = _one_a_subject(Conversion(path))[skip:][:edits]
-        if not facts:
-            raise FeedError(f"{data} leaves no facts behind the first {skip}; lower --skip")
         found = bench_real(
             space.base,
             space.editor,
@@ -142,7 +151,16 @@ def real_quality(
             progress=reporter(),
             report=report,
         )
-        return {**found, "method": method, "data": path.name, "skip": skip, "options": space.options}
+        return {**found, "options": space.options}
+
+    with method_in_force(method):
+        found = {**measured(), "method": method, "data": path.name, "skip": skip}
+    if baselines:
+        found["baselines"] = {}
+        for name, options in BASELINES.items():
+            with method_in_force("coachhook"), options_in_force(options):
+                found["baselines"][name] = measured()
+    return found
 
 
 def _published_file(space: Workspace, data: str) -> Path:

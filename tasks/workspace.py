@@ -367,6 +367,15 @@ def method_in_force(method: str | None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def options_in_force(options: Mapping[str, Any]) -> Iterator[None]:
+    """Inside it the workspace's method has these options beside those in force."""
+    editor = _settings_in_force().editor
+    changed = editor.model_copy(update={"options": {**editor.options, **options}})
+    with changed_settings(editor=changed.model_dump()):
+        yield
+
+
 def _settings_in_force() -> Settings:
     return load_settings(**(_changes.get() or {}))
 

@@ -37,8 +37,8 @@ def _fact_change(world: World, change: Change, night: date) -> FactChange:
         prompt=prompt,
         rephrases=tuple(rephrases),
         locality=_locality(world, change),
-        effective_at=_midnight(change.date),
-        observed_at=_midnight(night),
+        effective_at=midnight(change.date),
+        observed_at=midnight(night),
         source=change.source,
     )
 
@@ -56,5 +56,6 @@ def _asked(world: World, facts: Iterable[Fact], rng: random.Random) -> Iterable[
         yield LocalityPrompt(prompt=phrasing.replace(SLOT, fact.subject), answer=fact.object)
 
 
-def _midnight(day: date) -> datetime:
+def midnight(day: date) -> datetime:
+    """The beginning of a day in UTC."""
     return datetime.combine(day, time.min, UTC)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from flows.cli import almanac, bench, champion, evals, explain, facts, feed, model, plan, recipe
+from flows.cli import almanac, bench, catch_up, champion, evals, explain, facts, feed, model, plan, recipe
 from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, shown, table
+from flows.cli.nights import NIGHT_COLUMNS, night_row, night_told, print_timing
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
 
 if TYPE_CHECKING:
@@ -35,27 +36,12 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(almanac.app, name="almanac")
 app.add_typer(evals.suites_app, name="suites")
 app.add_typer(plan.app)
+app.command("catch-up")(catch_up.catch_up)
 app.command("eval")(evals.evaluate)
 app.command()(evals.retention)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 SHOWN = 20
-NIGHT_COLUMNS = {
-    "night": "night",
-    "facts": "facts\nin",
-    "quarantined": "quaran-\ntined",
-    "applied": "app-\nlied",
-    "blamed": "bla-\nmed",
-    "reliability": "relia-\nbility",
-    "generality": "gener-\nality",
-    "locality": "loca-\nlity",
-    "retention": "reten-\ntion",
-    "mmlu": "MMLU",
-    "gsm8k": "GSM8K",
-    "verdict": "verdict",
-    "version": "ver-\nsion",
-    "champion": "cham-\npion",
-}
 
 
 @app.callback()
@@ -100,8 +86,8 @@ def night(
     if as_json:
         print_json(summary.to_dict())
     else:
-        out.print(table("The night", [_row(summary.to_dict())], NIGHT_COLUMNS))
-        _print_timing(out, [summary.timing])
+        out.print(table("The night", [night_row(summary.to_dict())], NIGHT_COLUMNS))
+        print_timing(out, [summary.timing])
         if kept_out := summary.blamed + summary.contradicting:
             out.print(f"Kept out: {kept_out}; `errata status` says which facts and why", soft_wrap=True)
 
@@ -132,7 +118,7 @@ def replay(
             if as_json:
                 continue
             place = f"[dim]{len(replayed)}/{total}[/dim]"
-            err.print(f"{place} [bold]{item.date:%d %B %Y}[/bold]: {_told(item.summary.to_dict())}")
+            err.print(f"{place} [bold]{item.date:%d %B %Y}[/bold]: {night_told(item.summary.to_dict())}")
             for answer in item.answers:
                 err.print(
                     f"   {shown(answer.question)} [bold]{shown(answer.after)}[/bold]"
@@ -156,8 +142,8 @@ def replay(
 
 
 def _close(console: Console, replayed: Sequence[ReplayedNight], told: Sequence[Answer]) -> None:
-    console.print(table("The nights", [_row(item.summary.to_dict()) for item in replayed], NIGHT_COLUMNS))
-    _print_timing(console, [item.summary.timing for item in replayed])
+    console.print(table("The nights", [night_row(item.summary.to_dict()) for item in replayed], NIGHT_COLUMNS))
+    print_timing(console, [item.summary.timing for item in replayed])
     console.print("\n[bold]Before and after[/bold]")
     for answer in told:
         console.print(f"  {answer.question}\n    base: {answer.before}\n    now:  [bold]{answer.after}[/bold]")
@@ -214,7 +200,7 @@ def status(as_json: AsJson = False) -> None:
         if len(found["kept_out"]) > SHOWN:
             out.print(f"and {len(found['kept_out']) - SHOWN} more: --json names them all")
     if found["last_night"]:
-        out.print(table("\nThe last night", [_row(found["last_night"])], NIGHT_COLUMNS))
+        out.print(table("\nThe last night", [night_row(found["last_night"])], NIGHT_COLUMNS))
 
 
 @app.command()
@@ -237,7 +223,7 @@ def history(
     if as_json:
         print_json(told)
         return
-    out.print(table("Nights", [_row(row) for row in told["nights"]], NIGHT_COLUMNS))
+    out.print(table("Nights", [night_row(row) for row in told["nights"]], NIGHT_COLUMNS))
     if decided := [row for row in told["nights"] if row.get("decided")]:
         out.print(table("\nDecisions", decided, ("night", "version", "verdict", "decided")))
     out.print(table("\nAlias moves", told["moves"]))
@@ -339,45 +325,8 @@ def deploy(
         out.print(line)
 
 
-def _print_timing(console: Console, timings: Sequence[Mapping[str, Any]]) -> None:
-    from tasks.night.timing import added_up
-
-    rows = [
-        {
-            "spent in": name,
-            "items": part.items,
-            "rows asked": part.asked or None,
-            "rows run": part.computed if part.asked else None,
-            "seconds": f"{part.seconds:.1f}",
-            "items per second": f"{part.items_per_second:.1f}",
-            "share": part.share,
-        }
-        for name, part in added_up(timings).parts.items()
-    ]
-    if rows:
-        console.print(table("\nWhere the time went", rows))
-
-
-def _row(summary: dict) -> dict:
-    suites = summary["suites"]
-    return {**summary, **{name: suites.get(name) for name in ("zsre", "counterfact", "mmlu", "gsm8k")}}
-
-
 def _version(found: dict | None, nothing: str = "the base") -> str:
     return f"version {found['version']} of {found['night']}, {found['facts']} facts" if found else nothing
-
-
-def _told(summary: dict) -> str:
-    left_out = "".join(
-        f", {summary[kind]} {kind}" for kind in ("blamed", "contradicting", "postponed") if summary.get(kind)
-    )
-    if not summary["applied"] and not summary["retracted"]:
-        return f"{summary['facts']} changes, nothing to edit"
-    if summary["champion"] == summary["version"]:
-        return f"{summary['applied']} facts applied{left_out}, promoted as version {summary['version']}"
-    serving = f"version {summary['champion']}" if summary["champion"] else "the base"
-    edited = f"{summary['applied']} facts edited{left_out}"
-    return f"{edited}, {summary['verdict']}: {serving} goes on, they wait for the next night"
 
 
 def _doubt(right: bool, truth: str) -> str:

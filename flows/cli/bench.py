@@ -101,6 +101,9 @@ def real(
     batch: Annotated[int, typer.Option(min=1, help="Facts edited together.")] = 20,
     every: Annotated[int, typer.Option(min=1, help="Edits between two points of the curve.")] = 100,
     asked: Annotated[int, typer.Option(min=1, help="Applied facts asked at each point, evenly spread, at most.")] = 200,
+    baselines: Annotated[
+        bool, typer.Option(help="Also the paper's sequence scope, no gate, and sequential MEMIT, on the same facts.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score a method on consecutive edits of the configured model, in every protocol.
@@ -114,14 +117,23 @@ def real(
 
     with bars():
         found = real_quality(
-            data, method=method, edits=edits, skip=skip, batch=batch, every=every, asked=asked, report=told
+            data,
+            method=method,
+            edits=edits,
+            skip=skip,
+            batch=batch,
+            every=every,
+            asked=asked,
+            baselines=baselines,
+            report=told,
         )
     if as_json:
         print_json(found)
         return
     rows = [
-        {"edits": point["edits"], "protocol": protocol, **_shares(point[protocol])}
-        for point in found["curve"]
+        {"": name, "edits": point["edits"], "protocol": protocol, **_shares(point[protocol])}
+        for name, one in {method: found, **found.get("baselines", {})}.items()
+        for point in one["curve"]
         for protocol in point
         if isinstance(point[protocol], dict) and point[protocol]
     ]

@@ -1,0 +1,67 @@
+"""A night's row as commands print it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from flows.cli.console import table
+
+NIGHT_COLUMNS = {
+    "night": "night",
+    "facts": "facts\nin",
+    "quarantined": "quaran-\ntined",
+    "applied": "app-\nlied",
+    "blamed": "bla-\nmed",
+    "reliability": "relia-\nbility",
+    "generality": "gener-\nality",
+    "locality": "loca-\nlity",
+    "retention": "reten-\ntion",
+    "mmlu": "MMLU",
+    "gsm8k": "GSM8K",
+    "verdict": "verdict",
+    "version": "ver-\nsion",
+    "champion": "cham-\npion",
+}
+
+
+def print_timing(console: Console, timings: Sequence[Mapping[str, Any]]) -> None:
+    """A table of what the nights' time went into, by suite."""
+    from tasks.night.timing import added_up
+
+    rows = [
+        {
+            "spent in": name,
+            "items": part.items,
+            "rows asked": part.asked or None,
+            "rows run": part.computed if part.asked else None,
+            "seconds": f"{part.seconds:.1f}",
+            "items per second": f"{part.items_per_second:.1f}",
+            "share": part.share,
+        }
+        for name, part in added_up(timings).parts.items()
+    ]
+    if rows:
+        console.print(table("\nWhere the time went", rows))
+
+
+def night_row(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary as a row under `NIGHT_COLUMNS`."""
+    suites = summary["suites"]
+    return {**summary, **{name: suites.get(name) for name in ("zsre", "counterfact", "mmlu", "gsm8k")}}
+
+
+def night_told(summary: Mapping[str, Any]) -> str:
+    """What became of a night's facts, in a sentence."""
+    left_out = "".join(
+        f", {summary[kind]} {kind}" for kind in ("blamed", "contradicting", "postponed") if summary.get(kind)
+    )
+    if not summary["applied"] and not summary["retracted"]:
+        return f"{summary['facts']} changes, nothing to edit"
+    if summary["champion"] == summary["version"]:
+        return f"{summary['applied']} facts applied{left_out}, promoted as version {summary['version']}"
+    serving = f"version {summary['champion']}" if summary["champion"] else "the base"
+    edited = f"{summary['applied']} facts edited{left_out}"
+    return f"{edited}, {summary['verdict']}: {serving} goes on, they wait for the next night"
