@@ -109,7 +109,7 @@ def catch_up(
         )
     world = load_world()
     now = dated(world, HORIZON)
-    tell(f"asking {Path(space.settings.model.id).name} {len(now)} dated facts, in the form of prompts that it is served in")
+    tell(f"asking {Path(space.settings.model.id).name} {len(now)} dated facts, in the form that it is served in")
     beliefs = believed(world, now, ask(space, [question(tenure.fact) for tenure in now], BASE))
     feed = sorted(_spread(changes(world, beliefs, HORIZON), facts), key=lambda fact: fact.effective_at)
     planted = shifted_row(HORIZON)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from editing.almanac.filler import filling_facts, filling_stream
 from editing.almanac.history import almanac_history
@@ -26,6 +26,7 @@ from editing.editors.recipe.editor import encoder_folder
 from editing.editors.recipe.training import validate
 from editing.evals.probes import Probe
 from editing.facts import FactChange, fold, resolve_conflicts
+from editing.prompts import FormChoice, find_form
 from tasks.errors import FeedError
 from tasks.feed.convert import Conversion
 from tasks.feed.reading import read_feed
@@ -122,15 +123,16 @@ def real_quality(
     every: int,
     asked: int,
     baselines: bool = False,
+    forms: Sequence[str] = (),
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """`bench_real` of the configured base on the first facts of a published file behind `skip`, one a subject.
 
-    With `baselines` the same facts go through each of `BASELINES` as well, under `baselines` by name. Questions without
-    a question mark get one where the file's other prompts are questions (ZsRE's locality prompts).
+    With `baselines` the same facts go through each of `BASELINES` as well, under `baselines` by name; in each of
+    `forms` the last questions are asked once more.
     """
-    path = _published_file(open_workspace(), data)
-    facts = _one_a_subject(Conversion(path))[skip:][:edits]
+    space = open_workspace()
+    path, facts = _published_file(space, data), published_facts(space, data)[skip:][:edits]
     if not facts:
         raise FeedError(f"{data} leaves no facts behind the first {skip}; lower --skip")
 
@@ -148,6 +150,7 @@ def real_quality(
             scoring_batch_size=min(32, space.settings.evaluation.batch_size),
             cache=space.settings.cache / "scores",
             size_of=_saved_bytes,
+            other_forms=[find_form(space.base.tokenizer, cast(FormChoice, form)) for form in forms],
             progress=reporter(),
             report=report,
         )
@@ -161,6 +164,14 @@ def real_quality(
             with method_in_force("coachhook"), options_in_force(options):
                 found["baselines"][name] = measured()
     return found
+
+
+def published_facts(space: Workspace, data: str) -> list[FactChange]:
+    """The facts of a published file or a configured suite, the first of each subject, in the file's order.
+
+    Where prompts are questions, locality prompts are as well. Raises `FeedError` for what is neither.
+    """
+    return _one_a_subject(Conversion(_published_file(space, data)))
 
 
 def _published_file(space: Workspace, data: str) -> Path:

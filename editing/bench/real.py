@@ -32,6 +32,7 @@ from editing.evals.scorer import open_scorer
 from editing.evals.suite import Suite, evaluate, stable_id
 from editing.facts import EditBatch, FactChange
 from editing.models import BaseModel
+from editing.prompts import PromptForm
 
 PROTOCOLS = (GENERATED, TEACHER_FORCED, WILD)
 
@@ -49,6 +50,7 @@ def bench_real(
     scoring_batch_size: int = 32,
     cache: Path | None = None,
     size_of: Callable[[EditState], int] | None = None,
+    other_forms: Sequence[PromptForm] = (),
     progress: Progress | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
@@ -57,7 +59,8 @@ def bench_real(
     Every `every` edits at most `asked` facts are asked, and what they leave alone; `report` gets each point of the
     curve as it comes. `size_of` tells a state's bytes. Returns the last point's shares by protocol (`generated`,
     `teacher_forced`, `wild`), `curve`, `seconds_per_fact` (of applying alone), `bytes_per_fact`, `peak_memory_bytes` of
-    the process, `converged`, and `suites`: each metric before and after with its paired test.
+    the process, `converged`, and `suites`: each metric before and after with its paired test. In each of `other_forms`
+    the last questions are asked once more (`other_forms` by name): what was edited in one form and is asked in another.
     """
     taught = [replace(fact, rephrases=(), locality=()) for fact in facts]
     lanes = Lanes(base)
@@ -85,6 +88,8 @@ def bench_real(
             ) as scorer:
                 found = evaluate(scorer, [suite, *(suites if last else ())])
             points.append({"edits": end, "converged": _converged(outcomes), **_shares(found)})
+            if last:
+                carried = {form.name: _in_form(base, state, form, probes, scoring_batch_size) for form in other_forms}
             if report is not None:
                 report(points[-1])
     return {
@@ -97,12 +102,25 @@ def bench_real(
         "bytes_per_fact": (size_of(state) - first_bytes) / len(facts) if size_of else None,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "suites": paired_suites(found, reference),
+        "other_forms": carried,
         "sizes": {name: found.metrics[f"{EDITS}.{name}.{GENERATED}"].n for name in asked_metrics(found)},
         "state": state.describe(),
         "form": base.form.name,
         "model": base.model_id,
         "packages": dict(reference.packages),
     }
+
+
+def _in_form(
+    base: BaseModel, state: Any, form: PromptForm, probes: Sequence[Probe], batch_size: int
+) -> dict[str, dict[str, float]]:
+    """The shares of an edited model that is asked in another form than it was edited in; locality against the base
+    asked in it as well."""
+    asked = replace(base, form=form)
+    with open_scorer(asked, batch_size=batch_size) as scorer:
+        suite = ProbeSuite(name=EDITS, version="1", items=tuple(probes), frozen=freeze(scorer, probes))
+    with open_scorer(asked, replace(state, form=form), batch_size=batch_size) as scorer:
+        return _shares(evaluate(scorer, [suite]))
 
 
 def _converged(outcomes: Sequence[FactOutcome]) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flows.cli import almanac, bench, catch_up, champion, evals, explain, facts, feed, model, plan, recipe
+from flows.cli import almanac, bench, calibrate, catch_up, champion, evals, explain, facts, feed, model, plan, recipe
 from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, shown, table
 from flows.cli.nights import NIGHT_COLUMNS, night_row, night_told, print_timing
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
@@ -36,6 +36,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(almanac.app, name="almanac")
 app.add_typer(evals.suites_app, name="suites")
 app.add_typer(plan.app)
+app.command()(calibrate.calibrate)
 app.command("catch-up")(catch_up.catch_up)
 app.command("eval")(evals.evaluate)
 app.command()(evals.retention)

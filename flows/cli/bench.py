@@ -104,6 +104,9 @@ def real(
     baselines: Annotated[
         bool, typer.Option(help="Also the paper's sequence scope, no gate, and sequential MEMIT, on the same facts.")
     ] = False,
+    ask_in: Annotated[
+        list[str] | None, typer.Option(help="Another prompt form to ask in at the end: raw, question or chat; again.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a method on consecutive edits of the configured model, in every protocol.
@@ -125,6 +128,7 @@ def real(
             every=every,
             asked=asked,
             baselines=baselines,
+            forms=ask_in or (),
             report=told,
         )
     if as_json:
@@ -136,6 +140,12 @@ def real(
         for point in one["curve"]
         for protocol in point
         if isinstance(point[protocol], dict) and point[protocol]
+    ]
+    rows += [
+        {"": f"{method}, asked {form}", "edits": found["edits"], "protocol": protocol, **_shares(shares)}
+        for form, protocols in found["other_forms"].items()
+        for protocol, shares in protocols.items()
+        if shares
     ]
     out.print(table(f"{method} on {found['model']}, {found['data']}", rows))
     out.print(
