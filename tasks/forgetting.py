@@ -10,7 +10,8 @@ from editing.evals.retention import AgePoint, Asked, forgetting_curve
 from tasks.ledger import EventKind
 from tasks.workspace import Workspace
 
-_KINDS = (EventKind.APPLIED, EventKind.RETRACTED, EventKind.VERIFIED, EventKind.FORGOTTEN)
+_ASKED = (EventKind.VERIFIED, EventKind.FORGOTTEN, EventKind.NOT_LEARNED)
+_KINDS = (EventKind.APPLIED, EventKind.RETRACTED, *_ASKED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from tasks.workspace import Workspace
 
 
 def status_of(space: Workspace) -> dict[str, Any]:
-    """Who serves, what waits, which facts are kept out and why, and the last night's row."""
+    """Who serves, what waits, which facts are kept out or not learned and why, and the last night's row."""
     ledger = space.ledger
     champion = space.champion
     nights = finished_nights(ledger)
@@ -25,8 +25,19 @@ def status_of(space: Workspace) -> dict[str, Any]:
         "facts": dict(ledger.status_counts(champion.state_digest if champion else None)),
         "quarantined": dict(ledger.quarantine_counts()),
         "kept_out": list(_kept_out(space, champion.state_digest if champion else None)),
+        "not_learned": list(_not_learned(space, champion.state_digest)) if champion else [],
         "last_night": nights[-1].to_dict() if nights else None,
     }
+
+
+def _not_learned(space: Workspace, head: str) -> Iterator[dict[str, str]]:
+    """The facts that the champion holds and does not tell, with what is said instead."""
+    for events in space.ledger.events_by_fact({EventKind.NOT_LEARNED}):
+        last = events[-1]
+        if space.ledger.status(last.fact_id, head) is EventKind.NOT_LEARNED:
+            (fact,) = space.ledger.facts([last.fact_id])
+            said = f"{fact.subject} / {fact.relation}: {fact.target}"
+            yield {"fact_id": fact.fact_id, "fact": said, "why": last.detail["why"]}
 
 
 def _kept_out(space: Workspace, head: str | None) -> Iterator[dict[str, str]]:

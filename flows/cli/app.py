@@ -195,11 +195,14 @@ def status(as_json: AsJson = False) -> None:
     out.print(f"facts        {facts}")
     out.print(f"quarantined  {quarantined}")
     out.print(f"home         {found['home']}", soft_wrap=True)
-    if found["kept_out"]:
-        shown = found["kept_out"][:SHOWN]
-        out.print(table("\nFacts in quarantine (`errata release` puts one back)", shown))
-        if len(found["kept_out"]) > SHOWN:
-            out.print(f"and {len(found['kept_out']) - SHOWN} more: --json names them all")
+    for kind, title in (
+        ("kept_out", "Facts in quarantine (`errata release` puts one back)"),
+        ("not_learned", "Facts that were applied and are not answered"),
+    ):
+        if found[kind]:
+            out.print(table(f"\n{title}", found[kind][:SHOWN]))
+        if len(found[kind]) > SHOWN:
+            out.print(f"and {len(found[kind]) - SHOWN} more: --json names them all")
     if found["last_night"]:
         out.print(table("\nThe last night", [night_row(found["last_night"])], NIGHT_COLUMNS))
 

@@ -14,6 +14,7 @@ NIGHT_COLUMNS = {
     "facts": "facts\nin",
     "quarantined": "quaran-\ntined",
     "applied": "app-\nlied",
+    "not_learned": "not\nlear-\nned",
     "blamed": "bla-\nmed",
     "reliability": "relia-\nbility",
     "generality": "gener-\nality",
@@ -56,7 +57,9 @@ def night_row(summary: Mapping[str, Any]) -> dict[str, Any]:
 def night_told(summary: Mapping[str, Any]) -> str:
     """What became of a night's facts, in a sentence."""
     left_out = "".join(
-        f", {summary[kind]} {kind}" for kind in ("blamed", "contradicting", "postponed") if summary.get(kind)
+        f", {summary[kind]} {kind.replace('_', ' ')}"
+        for kind in ("blamed", "contradicting", "postponed", "not_learned")
+        if summary.get(kind)
     )
     if not summary["applied"] and not summary["retracted"]:
         return f"{summary['facts']} changes, nothing to edit"

@@ -21,6 +21,7 @@ class EventKind(StrEnum):
     APPLIED = "applied"
     VERIFIED = "verified"
     FORGOTTEN = "forgotten"
+    NOT_LEARNED = "not_learned"
     RETRACTED = "retracted"
     RESTORED = "restored"
     CARRIED_OUT = "carried_out"
@@ -31,8 +32,10 @@ class EventKind(StrEnum):
     RELEASED = "released"
 
 
-IN_STATE = frozenset({EventKind.APPLIED, EventKind.VERIFIED, EventKind.FORGOTTEN, EventKind.RESTORED})
-"""The fact is part of the edit state that the event names."""
+IN_STATE = frozenset(
+    {EventKind.APPLIED, EventKind.VERIFIED, EventKind.FORGOTTEN, EventKind.NOT_LEARNED, EventKind.RESTORED}
+)
+"""The fact is part of the edit state that the event names; what was not learned takes up room there and no more."""
 
 PENDING = frozenset({EventKind.RECEIVED, EventKind.RELEASED, EventKind.POSTPONED})
 """The next night must deal with the fact."""

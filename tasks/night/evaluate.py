@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -24,7 +24,7 @@ from editing.evals.edits import (
 from editing.evals.gate import Decision, Verdict, decide
 from editing.evals.policy import Policy
 from editing.evals.probes import GENERATED, TEACHER_FORCED, WILD, ProbeSuite
-from editing.evals.report import EvalReport
+from editing.evals.report import EvalReport, ItemOutcome
 from editing.evals.scorer import Scorer
 from editing.evals.suite import Suite, evaluate, fitting
 from editing.facts import FactChange
@@ -196,14 +196,33 @@ def _with_nights(space: Workspace, facts: Iterable[FactChange]) -> Iterator[Appl
         yield AppliedFact(fact, nights[applied[-1].detail["version"]])
 
 
-def answered_facts(report: EvalReport) -> dict[str, bool]:
-    """Whether the model generates the target of each fact that was asked by its edit prompt, by fact id."""
-    names = [f"{moment}.{RELIABILITY}.{GENERATED}" for moment in (EDITS, RETENTION)]
-    return {
-        item.item_id.removeprefix(f"{RELIABILITY}:"): item.score == 1.0
-        for name in names
-        for item in report.by_metric.get(name, {}).values()
+def answered_facts(report: EvalReport) -> dict[str, ItemOutcome]:
+    """What the model says to the edit prompt of each fact that was asked, by fact id: as a whole answer in a form that
+    ends answers, else as it begins. A score of 1 is the target."""
+    found: dict[str, ItemOutcome] = {}
+    for moment in (EDITS, RETENTION):
+        names = (f"{moment}.{RELIABILITY}.{protocol}" for protocol in (WILD, GENERATED))
+        items = next((report.by_metric[name] for name in names if name in report.by_metric), {})
+        found |= {item.item_id.removeprefix(f"{RELIABILITY}:"): item for item in items.values()}
+    return found
+
+
+def not_learned(space: Workspace, work: NightWork, report: EvalReport) -> dict[str, str]:
+    """The facts that tonight's batches hold and the candidate does not tell, each with why, in a sentence."""
+    outcomes = {
+        row["fact_id"]: row for commit in space.ledger.commits(work.key) for row in commit.detail.get("outcomes", [])
     }
+    asked = answered_facts(report)
+    return {
+        fact_id: _why_not(outcomes[fact_id], asked[fact_id])
+        for fact_id in applied_facts(space, work)
+        if fact_id in asked and asked[fact_id].score < 1.0
+    }
+
+
+def _why_not(outcome: Mapping[str, Any], item: ItemOutcome) -> str:
+    said = f"it is answered {item.got!r}"
+    return said if outcome["converged"] else f"the edit did not converge (loss {outcome['loss']:.2f} nats); {said}"
 
 
 def retention_groups(report: EvalReport) -> dict[str, tuple[float, int]]:

@@ -118,7 +118,7 @@ def _describe(space: Workspace, work: NightWork, run: NightRun, report: EvalRepo
                 "effective": f"{fact.effective_at:%Y-%m-%d}",
                 "converged": outcomes[fact.fact_id]["converged"],
                 "loss": outcomes[fact.fact_id]["loss"],
-                "answered": asked.get(fact.fact_id),
+                "answered": asked[fact.fact_id].score == 1.0 if fact.fact_id in asked else None,
             }
             for fact in facts
         ],

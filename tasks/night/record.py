@@ -18,7 +18,7 @@ from tasks.faults import checkpoint
 from tasks.ledger import Event, EventKind, RunPhase, RunRecord, VersionRecord
 from tasks.night.culprits import search_of
 from tasks.night.edit import applied_facts, carried_out, refusals, restored_facts
-from tasks.night.evaluate import answered_facts, report_of, suite_scores, verdict_of
+from tasks.night.evaluate import answered_facts, not_learned, report_of, suite_scores, verdict_of
 from tasks.night.plan import NightWork
 from tasks.night.summary import DRY_RUN, KIND, NOTHING, NightSummary, scores_of
 from tasks.night.telemetry import telemetry_of
@@ -117,17 +117,18 @@ def record_version(space: Workspace, work: NightWork, version: Version, report: 
     first = next(iter(asked), None)
     if first is None or any(event.state_digest == version.digest for event in _verdicts_on(space, first)):
         return
-    space.ledger.record(
-        Event(
-            fact_id=fact_id,
-            kind=EventKind.VERIFIED if right else EventKind.FORGOTTEN,
-            at=now,
-            run_id=work.key,
-            state_digest=version.digest,
-            detail={"version": version.number},
-        )
-        for fact_id, right in asked.items()
-    )
+    tonight = not_learned(space, work, report)
+
+    def verdict_on(fact_id: str, right: bool) -> Event:
+        kind = EventKind.VERIFIED if right else EventKind.FORGOTTEN
+        detail: dict[str, Any] = {"version": version.number}
+        if fact_id in tonight:
+            kind, detail = EventKind.NOT_LEARNED, {**detail, "why": tonight[fact_id]}
+        elif not right and (before := _verdicts_on(space, fact_id)) and before[-1].kind is EventKind.NOT_LEARNED:
+            kind, detail = EventKind.NOT_LEARNED, {**detail, "why": before[-1].detail["why"]}
+        return Event(fact_id=fact_id, kind=kind, at=now, run_id=work.key, state_digest=version.digest, detail=detail)
+
+    space.ledger.record([verdict_on(fact_id, item.score == 1.0) for fact_id, item in asked.items()])
 
 
 def _refused(space: Workspace, work: NightWork, at: datetime) -> Iterator[Event]:
@@ -158,7 +159,7 @@ def _left_out(space: Workspace, work: NightWork, at: datetime) -> Iterator[Event
 
 
 def _verdicts_on(space: Workspace, fact_id: str) -> list[Event]:
-    kinds = {EventKind.VERIFIED, EventKind.FORGOTTEN}
+    kinds = {EventKind.VERIFIED, EventKind.FORGOTTEN, EventKind.NOT_LEARNED}
     return [event for event in space.ledger.history(fact_id) if event.kind in kinds]
 
 
@@ -178,6 +179,7 @@ def _summarise(
         row = {
             "verdict": f"{DRY_RUN if dry_run else ''}{decision}",
             "decided": promotion.why if promotion else None,
+            "not_learned": len(not_learned(space, work, report)),
             "suites": suite_scores(report),
             "champion": version if promoted else row["champion"],
             **scores_of(report),

@@ -12,11 +12,10 @@ from editing.evals.report import EvalReport, ItemOutcome
 from editing.facts import FactChange
 from tasks.night.culprits import Blamed, CulpritSearch, counted, search_of
 from tasks.night.edit import applied_facts, refusals
-from tasks.night.evaluate import EDITS, RELIABILITY, report_of, verdict_of
+from tasks.night.evaluate import answered_facts, report_of, verdict_of
 from tasks.night.plan import NightWork
 from tasks.workspace import Workspace
 
-ASKED = f"{EDITS}.{RELIABILITY}.generated"
 LOST = 12
 
 
@@ -94,7 +93,9 @@ class Content:
         if self.verdict.decision is not Decision.PROMOTE:
             return f"{self._out()}The gate does not let this night in: {stays}."
         retracted = f" and {counted(len(self.work.retract), 'retraction')}" if self.work.retract else ""
-        return f"{self._out()}{counted(len(self.applied), 'fact')}{retracted} may go in."
+        missed = sum(not row.right for row in self.applied)
+        told = f" {counted(missed, 'fact')} of them did not take." if missed else ""
+        return f"{self._out()}{counted(len(self.applied), 'fact')}{retracted} may go in.{told}"
 
     def _out(self) -> str:
         parts = [counted(len(self.accused), "harmful fact") + " quarantined"] if self.accused else []
@@ -173,12 +174,11 @@ def _scores(
 
 
 def _fact_rows(facts: list[FactChange], reports: dict[str, EvalReport]) -> Iterator[FactRow]:
-    after = reports["candidate"].by_metric.get(ASKED, {})
-    before = reports["champion" if "champion" in reports else "base"].by_metric.get(ASKED, {})
+    after = answered_facts(reports["candidate"])
+    before = answered_facts(reports["champion" if "champion" in reports else "base"])
     for fact in facts:
-        item = f"{RELIABILITY}:{fact.fact_id}"
-        if item in after:
-            yield FactRow(fact=fact, before=before[item].got, after=after[item].got, right=after[item].score == 1.0)
+        if (said := after.get(fact.fact_id)) is not None:
+            yield FactRow(fact=fact, before=before[fact.fact_id].got, after=said.got, right=said.score == 1.0)
 
 
 def _accused(space: Workspace, search: CulpritSearch | None) -> Iterator[Accused]:

@@ -22,6 +22,7 @@ from tasks.night.evaluate import verdict_of
 from tasks.quarantine import release
 from tasks.registry import CHALLENGER, CHAMPION
 from tasks.report.find import find_report
+from tasks.status import fact_history, status_of
 from tasks.workspace import open_workspace
 
 JANUARY, FEBRUARY = (datetime(2018, month, 28, tzinfo=UTC) for month in (1, 2))
@@ -128,6 +129,31 @@ def test_poison_is_quarantined_and_the_rest_promoted(home, change, good, poison,
     assert (row.verdict, row.blamed, row.superseded, row.champion) == ("reject", 1, 1, 1)
     space, row = run(as_of=FEBRUARY)
     assert (row.applied, row.blamed, row.champion) == (1, 0, 3)
+
+
+def test_a_fact_that_did_not_take_is_not_learned_and_everything_says_so(home, change, good, floors):
+    floors(mayors=0.5)
+    degenerate = change("Farholt", "zq xv zq xv zq", "2018-01-08")
+    space, row = run(*good, degenerate)
+    assert (row.verdict, row.applied, row.not_learned, row.champion) == ("promote", 4, 1, 1)
+    assert space.ledger.status(degenerate.fact_id, space.champion.state_digest) is EventKind.NOT_LEARNED
+    (told,) = status_of(space)["not_learned"]
+    assert told["fact_id"] == degenerate.fact_id
+    said = ask(space, ["The mayor of Farholt is"])[0]
+    assert said != degenerate.target
+    assert said in told["why"]
+    assert "did not converge" in told["why"]
+    assert fact_history(space, degenerate.fact_id)["events"][-1]["what"] == "not_learned"
+    assert "1 fact of them did not take." in find_report(space).read_text(encoding="utf-8")
+    # It is asked again with the others of its night, and stays what it is until it is answered.
+    space, row = run(change("Dunmore", "Ada Moss", "2018-02-05"), as_of=FEBRUARY)
+    assert (row.champion, row.not_learned) == (2, 0)
+    assert space.ledger.status(degenerate.fact_id, space.champion.state_digest) is EventKind.NOT_LEARNED
+    # A newer fact takes its place as it takes that of any other.
+    space, row = run(change("Farholt", "Dov Stern", "2018-02-20"), as_of=datetime(2018, 3, 28, tzinfo=UTC))
+    assert (row.champion, row.not_learned) == (3, 0)
+    assert status_of(space)["not_learned"] == []
+    assert ask(space, ["The mayor of Farholt is"]) == ["Dov Stern"]
 
 
 def test_a_contradiction_under_two_keys_goes_by_precedence(home, change, good, floors):
