@@ -18,7 +18,8 @@ from editing.almanac.world import DATA, Fact, Tenure, World
 from editing.facts import SLOT, FactChange, LocalityPrompt
 from editing.templates import tells
 
-UNRELATED = 1  # locality prompts on another subject
+UNRELATED = 2  # locality prompts on other subjects
+OWN = 0.25  # share of the facts with one about the subject itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ def believed(world: World, now: Sequence[Tenure], answers: Sequence[str]) -> lis
 def changes(world: World, beliefs: Iterable[Belief], observed: date) -> list[FactChange]:
     """The feed that puts right what the model does not say: one row for each belief that is not right.
 
-    Locality prompts ask for what holds from the Almanac's first day to its last, about the subject and another.
+    Locality prompts ask for what holds from the Almanac's first day to its last, about other subjects and, for some of
+    the facts, about their own.
     """
     return [_change(world, belief, observed) for belief in beliefs if not belief.right]
 
@@ -99,7 +101,9 @@ def _steady(world: World, fact: Fact) -> Iterable[LocalityPrompt]:
     rng = random.Random(f"{fact.subject}|{fact.relation}|question")
     own = [steady for steady in world.static if steady.subject == fact.subject]
     others = [steady for steady in world.static if steady.subject != fact.subject]
-    for steady in (*rng.sample(own, min(1, len(own))), *rng.sample(others, UNRELATED)):
+    # An editor holds what it is told of the subject while it edits, which costs it as much as the edit does.
+    chosen = rng.sample(own, 1) if own and rng.random() < OWN else []
+    for steady in (*chosen, *rng.sample(others, UNRELATED)):
         yield LocalityPrompt(prompt=question(steady), answer=steady.object)
 
 
