@@ -29,7 +29,7 @@ from tasks.workspace import method_in_force, open_workspace
 
 METHODS = ("coachhook", "recipe")
 SECOND = 8  # changes of the second night: the latest, beside the planted row
-FACTS = 64
+FACTS = 40
 REASON = "the next method begins at the base"
 
 

@@ -22,7 +22,7 @@ HEADINGS = {"believed": "believed", "was_true_until": "was true\nuntil", "is_tru
 
 def catch_up(
     method: Annotated[list[str] | None, typer.Option(help="A method; again for the next. Default: both.")] = None,
-    facts: Annotated[int | None, typer.Option(min=2, help="Facts of the feed, at most; default: 64.")] = None,
+    facts: Annotated[int | None, typer.Option(min=2, help="Facts of the feed, at most; default: 40.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Also draw what is printed into this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
