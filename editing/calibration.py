@@ -4,8 +4,6 @@ Causal tracing (ROME, arXiv 2202.05262, section 2): the subject's embeddings are
 down-projections of a window of layers put out at the subject's last token is restored; the layers whose restoration
 brings the answer back are those that look the subject up. The sweep edits the facts of one half with each candidate
 and asks them afterwards; the other half reports the choice beside the defaults, so that what is told was not chosen on.
-
-Shapes: S samples of noise, T tokens, D model width, L layers.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from editing.editors.base import Progress
+from editing.editors.coachhook.config import CoachHookConfig
 from editing.errors import TokenisationError
 from editing.evals.probes import GENERATED, WILD
 from editing.facts import FactChange
@@ -135,13 +134,13 @@ class Trial:
         return fmean(self.shares.values()) if self.shares else 0.0
 
 
-def candidates(trace: Mapping[int, float], blocks: int, defaults: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def candidates(trace: Mapping[int, float], blocks: int, defaults: CoachHookConfig) -> Iterator[dict[str, Any]]:
     """The options of the sweep's first part, best guess first: the defaults, then layers around the trace's peaks.
 
     Layers end two blocks below the top, which has to read what was edited.
     """
     yield {}
-    told = {tuple(defaults["layers"])}
+    told = {defaults.layers}
     for centre in sorted(trace, key=lambda layer: -trace[layer]):
         first = min(max(0, centre - EDITED // 2), max(0, blocks - 2 - EDITED))
         layers = tuple(range(first, first + min(EDITED, blocks - 1)))
@@ -152,11 +151,12 @@ def candidates(trace: Mapping[int, float], blocks: int, defaults: Mapping[str, A
             return
 
 
-def refinements(best: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The options of the second part: the weight of the background and the scope's floor around the best layers."""
+def refinements(best: Mapping[str, Any], defaults: CoachHookConfig) -> Iterator[dict[str, Any]]:
+    """The options of the second part around the best layers: the weight of the background, and the floor of the
+    leverage scope where that is in force."""
     for factor in WEIGHTS:
-        yield {**best, "moment_weight": factor * defaults["moment_weight"]}
-    for floor in FLOORS:
+        yield {**best, "moment_weight": factor * defaults.moment_weight}
+    for floor in FLOORS if defaults.scope == "leverage" else ():
         yield {**best, "leverage_floor": floor}
 
 

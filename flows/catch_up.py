@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from editing.almanac.beliefs import Belief, believed, changes, dated, question, shifted_row
+from editing.almanac.feed import evening
 from editing.almanac.world import HORIZON, load_world
+from editing.editors import get_editor
 from editing.evals.scoring import exact_match
 from editing.facts import FactChange
 from flows.night import NightConfig, night
@@ -54,8 +56,11 @@ class CaughtUp:
     stages: tuple[Stage, ...]
 
     def right(self, stage: Stage) -> int:
-        """How many facts of the feed a stage's champion tells, the whole answer being the new value."""
-        return sum(exact_match(said, fact.target) for said, fact in zip(stage.answers, self.feed, strict=True))
+        """How many facts of the feed a stage's champion answers, beginning with the new value."""
+        return self._told(stage.answers)
+
+    def _told(self, answers: Sequence[str]) -> int:
+        return sum(exact_match(said, fact.target) for said, fact in zip(answers, self.feed, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, a row for each fact of the feed."""
@@ -76,6 +81,7 @@ class CaughtUp:
             "asked": len(self.beliefs),
             "right_before": sum(belief.right for belief in self.beliefs),
             "facts": rows,
+            "told_before": self._told([by_question[fact.question].said for fact in self.feed]),
             "planted": {"fact_id": self.planted.fact_id, "question": self.planted.question},
             "methods": {
                 stage.method: {
@@ -95,8 +101,11 @@ def catch_up(
 ) -> CaughtUp:
     """Ask, edit, judge, roll back, edit again. `facts` bounds the feed, `tell` hears what is done next.
 
-    Raises `SettingsError` on the Almanac's own model, which knows its table, and in a home where nights were.
+    Raises `SettingsError` on the Almanac's own model, which knows its table, and in a home where nights were;
+    `ConfigError` before anything is asked for a method that does not exist.
     """
+    for method in methods:
+        get_editor(method)
     space = open_workspace()
     if space.settings.model.id == ALMANAC:
         raise SettingsError(
@@ -124,15 +133,13 @@ def catch_up(
                     if rows:
                         tell(f"{method}: a night with {len(rows)} facts")
                         write_feed(rows, space.settings.landing / f"{name}.parquet")
-                        nights.append(
-                            night(NightConfig(as_of=_evening(max(fact.effective_at for fact in rows).date())))
-                        )
+                        nights.append(night(NightConfig(as_of=evening(max(fact.effective_at for fact in rows).date()))))
             else:
                 if space.champion is not None:
                     tell(f"rolling version {space.champion.version} back to the base")
                     rollback(to=BASE, reason=REASON)
                 tell(f"{method}: a night with all of them")
-                nights.append(night(NightConfig(as_of=_evening(HORIZON + timedelta(days=turn)))))
+                nights.append(night(NightConfig(as_of=evening(HORIZON + timedelta(days=turn)))))
             searches = [search for row in nights if (search := search_of(space, row.key)) is not None]
             answers = ask(space, [fact.question for fact in feed])
             stages.append(Stage(method, tuple(nights), tuple(searches), tuple(answers)))
@@ -143,7 +150,3 @@ def _spread(feed: Sequence[FactChange], most: int) -> list[FactChange]:
     """At most `most` of the changes, evenly spread."""
     step = max(1.0, len(feed) / most)
     return [feed[math.floor(place * step)] for place in range(min(most, len(feed)))]
-
-
-def _evening(day: date) -> datetime:
-    return datetime.combine(day, time(23, 59, 59), UTC)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
+from datetime import date
 
-from editing.almanac.feed import nightly_changes
+from editing.almanac.feed import evening, nightly_changes
 from editing.almanac.world import BELIEF, load_world
 from editing.evals.scoring import exact_match
 from editing.facts import FactChange
@@ -69,7 +69,7 @@ def replay(nights: int | None) -> Iterator[ReplayedNight]:
         summary = done.get(day.isoformat())
         if summary is None:
             write_feed(changes, space.settings.landing / f"almanac-{day}.parquet")
-            summary = night(NightConfig(as_of=datetime.combine(day, time(23, 59, 59), UTC)))
+            summary = night(NightConfig(as_of=evening(day)))
         yield ReplayedNight(day, tuple(changes), summary, answers(space, changes))
 
 

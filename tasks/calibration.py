@@ -15,9 +15,10 @@ from tomlkit.items import Table
 
 from editing.bench.real import bench_real
 from editing.calibration import Trial, candidates, causal_trace, refinements, served_shares
+from editing.editors.coachhook import CoachHookConfig
 from editing.errors import EditRefusedError, SuiteError
 from editing.facts import FactChange
-from editing.storage import canonical_json, read_json, write_json
+from editing.storage import canonical_json, read_json, replace_file, write_json
 from tasks.bench import published_facts
 from tasks.errors import FeedError
 from tasks.progress import reporter
@@ -68,19 +69,19 @@ def calibrate(
 
     Half of the facts choose, the others report. Every trial is kept under home; the same command goes on where it
     stopped. No trial begins after the budget, so that it may be overrun by one. Raises `FeedError` for too few facts,
-    `SettingsError` where there is no `errata.toml` to write to.
+    `SettingsError` before the first trial where the choice could not be written into `errata.toml`.
     """
     ends = time.monotonic() + 60 * budget_minutes
     target = find_config()
-    if write and target is None:
-        raise SettingsError(f"there is no {CONFIG_NAME} to write the choice to; `errata init`, or give --no-write")
+    if write:
+        _require_place(target)
     with method_in_force(METHOD):
         space = open_workspace()
         chosen_from = published_facts(space, data)[:facts]
         if len(chosen_from) < LEAST:
             raise FeedError(f"{data} has {len(chosen_from)} facts of its own subject each; calibration needs {LEAST}")
         choosing, reporting = chosen_from[0::2], chosen_from[1::2]
-        defaults = space.options
+        defaults = CoachHookConfig.from_dict(space.options)
         run = _Trials(space, choosing, reporting, defaults, ends, report)
         trace = run.trace()
         for options in candidates(trace, len(space.base.blocks), defaults):
@@ -106,7 +107,7 @@ class _Trials:
         space: Workspace,
         choosing: Sequence[FactChange],
         reporting: Sequence[FactChange],
-        defaults: Mapping[str, Any],
+        defaults: CoachHookConfig,
         ends: float,
         report: Callable[[Trial], None],
     ) -> None:
@@ -114,7 +115,7 @@ class _Trials:
         self._base = space.base
         asked = [fact.fact_id for fact in (*choosing, *reporting)]
         key = sha256(
-            canonical_json([space.base.fingerprint, space.base.form.to_dict(), dict(defaults), asked]).encode()
+            canonical_json([space.base.fingerprint, space.base.form.to_dict(), defaults.to_dict(), asked]).encode()
         )
         self._folder = space.settings.cache / "calibration" / key.hexdigest()[:16]
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -179,6 +180,20 @@ def _score(shares: Mapping[str, float]) -> float:
     return Trial({}, shares).score
 
 
+def _require_place(path: Path | None) -> None:
+    """Raise `SettingsError` where a choice has no place in the settings file."""
+    if path is None:
+        raise SettingsError(f"there is no {CONFIG_NAME} to write the choice to; `errata init`, or give --no-write")
+    editor = tomlkit.parse(path.read_text(encoding="utf-8")).get("editor", {})
+    if (method := editor.get("method", METHOD)) != METHOD:
+        raise SettingsError(
+            f"editor.method in {path} is {method!r}, and the options there are its own; set it to {METHOD!r}, or give "
+            "--no-write"
+        )
+    if not isinstance(editor.get("options", tomlkit.table()), Table):
+        raise SettingsError(f"the options of [editor] in {path} stand in one line; write them as [editor.options]")
+
+
 def write_choice(path: Path, best: Trial, reported: Mapping[str, Mapping[str, float]]) -> None:
     """Put the choice into `[editor.options]` of a settings file, the evidence above it; all else stays as it is."""
     document = tomlkit.parse(path.read_text(encoding="utf-8"))
@@ -194,4 +209,4 @@ def write_choice(path: Path, best: Trial, reported: Mapping[str, Mapping[str, fl
     )
     for name, value in best.options.items():
         options[name] = value
-    path.write_text(tomlkit.dumps(document), encoding="utf-8")
+    replace_file(path, lambda part: part.write_text(tomlkit.dumps(document), encoding="utf-8"))

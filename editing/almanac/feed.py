@@ -56,6 +56,11 @@ def _asked(world: World, facts: Iterable[Fact], rng: random.Random) -> Iterable[
         yield LocalityPrompt(prompt=phrasing.replace(SLOT, fact.subject), answer=fact.object)
 
 
+def evening(day: date) -> datetime:
+    """The last second of a day in UTC."""
+    return datetime.combine(day, time(23, 59, 59), UTC)
+
+
 def midnight(day: date) -> datetime:
     """The beginning of a day in UTC."""
     return datetime.combine(day, time.min, UTC)

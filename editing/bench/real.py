@@ -18,12 +18,13 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from editing.bench.replay import EDITS, METRICS, History, asked_metrics, paired_suites
 from editing.editors.base import Editor, EditState, FactOutcome, Progress
+from editing.errors import ConfigError
 from editing.evals.edits import Contradictions
 from editing.evals.lanes import Lanes
 from editing.evals.probes import GENERATED, TEACHER_FORCED, WILD, Probe, ProbeSuite, freeze
@@ -61,7 +62,10 @@ def bench_real(
     `teacher_forced`, `wild`), `curve`, `seconds_per_fact` (of applying alone), `bytes_per_fact`, `peak_memory_bytes` of
     the process, `converged`, and `suites`: each metric before and after with its paired test. In each of `other_forms`
     the last questions are asked once more (`other_forms` by name): what was edited in one form and is asked in another.
+    Raises `ConfigError` for other forms of a state that is made of others.
     """
+    if other_forms and "form" not in {item.name for item in fields(state)}:
+        raise ConfigError(f"a state of {state.method!r} holds others, each in its form; measure their methods alone")
     taught = [replace(fact, rephrases=(), locality=()) for fact in facts]
     lanes = Lanes(base)
     with open_scorer(base, batch_size=scoring_batch_size, cache=cache, lanes=lanes, progress=progress) as scorer:
@@ -81,8 +85,7 @@ def bench_real(
         last = end == len(facts)
         if last or end // every > begin // every:
             probes = _probes(facts[:end], asked)
-            with open_scorer(base, batch_size=scoring_batch_size, cache=cache, lanes=lanes) as scorer:
-                suite = ProbeSuite(name=EDITS, version="1", items=probes, frozen=freeze(scorer, probes))
+            suite = _frozen(base, probes, batch_size=scoring_batch_size, cache=cache, lanes=lanes)
             with open_scorer(
                 base, state, batch_size=scoring_batch_size, cache=cache, lanes=lanes, progress=progress
             ) as scorer:
@@ -111,14 +114,19 @@ def bench_real(
     }
 
 
+def _frozen(base: BaseModel, probes: tuple[Probe, ...], **opening: Any) -> ProbeSuite:
+    """The probes with what the base says to them, asked by a scorer that is opened so."""
+    with open_scorer(base, **opening) as scorer:
+        return ProbeSuite(name=EDITS, version="1", items=probes, frozen=freeze(scorer, probes))
+
+
 def _in_form(
-    base: BaseModel, state: Any, form: PromptForm, probes: Sequence[Probe], batch_size: int
+    base: BaseModel, state: Any, form: PromptForm, probes: tuple[Probe, ...], batch_size: int
 ) -> dict[str, dict[str, float]]:
     """The shares of an edited model that is asked in another form than it was edited in; locality against the base
     asked in it as well."""
     asked = replace(base, form=form)
-    with open_scorer(asked, batch_size=batch_size) as scorer:
-        suite = ProbeSuite(name=EDITS, version="1", items=tuple(probes), frozen=freeze(scorer, probes))
+    suite = _frozen(asked, probes, batch_size=batch_size)
     with open_scorer(asked, replace(state, form=form), batch_size=batch_size) as scorer:
         return _shares(evaluate(scorer, [suite]))
 

@@ -68,15 +68,15 @@ def _print(console: Console, found: CaughtUp) -> None:
                 row = "the planted row" if blamed.fact_id == found.planted.fact_id else f"fact {blamed.fact_id[:12]}"
                 console.print(f"  {row}: {blamed.why}", soft_wrap=True, markup=False)
     console.print(
-        table("\nBefore and after", _chosen(facts, methods), {"question": "question", **HEADINGS, **_same(methods)})
+        table(
+            "\nBefore and after",
+            _chosen(facts, methods),
+            {"question": "question", **HEADINGS, **{name: name for name in methods}},
+        )
     )
-    rows = [{"": "before", "facts told": "0", "of": str(len(facts))}]
+    rows = [{"": "before", "facts told": str(told["told_before"]), "of": str(len(facts))}]
     rows += [{"": name, "facts told": str(row["right"]), "of": str(row["of"])} for name, row in told["methods"].items()]
-    console.print(table("\nThe feed's facts as whole answers", rows))
-
-
-def _same(names: Sequence[str]) -> dict[str, str]:
-    return {name: name for name in names}
+    console.print(table("\nThe feed's facts that answers begin with", rows))
 
 
 def _chosen(facts: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:

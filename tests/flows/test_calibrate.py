@@ -2,13 +2,15 @@
 
 import json
 import tomllib
+from dataclasses import replace
 
 import pytest
 
-from editing.calibration import Trial
+from editing.calibration import Trial, candidates, refinements
+from editing.editors.coachhook import CoachHookConfig
 from tasks.calibration import calibrate, write_choice
 from tasks.errors import FeedError
-from tasks.settings import load_settings
+from tasks.settings import SettingsError, load_settings
 
 PLACES = ["Arden", "Belmont", "Corvia", "Dunmore", "Eastvale", "Farholt", "Glenrock", "Harwick"]
 
@@ -83,6 +85,36 @@ def test_the_choice_stands_beside_what_was_there_with_its_evidence(tmp_path):
     path.write_text("")
     write_choice(path, best, {})
     assert tomllib.loads(path.read_text())["editor"]["options"]["layers"] == [3, 4]
+
+
+def test_the_sweep_goes_around_what_is_in_force_also_where_no_option_is_set():
+    defaults = CoachHookConfig(layers=(7, 8, 9))
+    trace = {0: 0.1, 8: 0.9, 12: 0.5, 28: 0.2}
+    tried = list(candidates(trace, 30, defaults))
+    assert tried == [{}, {"layers": [11, 12, 13]}, {"layers": [25, 26, 27]}, {"layers": [0, 1, 2]}]
+    refined = list(refinements({"layers": [1, 2]}, defaults))
+    assert all(options["layers"] == [1, 2] for options in refined)
+    assert [options["moment_weight"] for options in refined if "moment_weight" in options] == [10.0, 250.0]
+    assert any("leverage_floor" in options for options in refined)
+    sequence = list(refinements({}, replace(defaults, scope="sequence")))
+    assert not any("leverage_floor" in options for options in sequence)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[editor]\nmethod = "recipe"\n', "the options there are its own"),
+        ("[editor]\noptions = { layers = [0, 1] }\n", r"write them as \[editor.options\]"),
+    ],
+)
+def test_a_choice_that_has_no_place_is_refused_before_the_first_trial(home, facts, text, words):
+    config = home / "errata.toml"
+    before = config.read_text()
+    config.write_text(text)
+    with pytest.raises(SettingsError, match=words):
+        calibrate(str(facts), facts=8, budget_minutes=1)
+    assert config.read_text() == text
+    config.write_text(before)
 
 
 def test_too_few_facts_are_refused_by_number(home, facts):

@@ -4,6 +4,7 @@ import pytest
 
 from editing.almanac.beliefs import believed, changes, dated, question
 from editing.almanac.world import HORIZON, load_world
+from editing.errors import ConfigError
 from editing.evals.scoring import exact_match
 from flows.catch_up import SECOND, catch_up
 from tasks.ask import ask
@@ -43,6 +44,13 @@ def test_two_nights_a_rollback_and_another_night(home, monkeypatch):
     assert len(known) == SECOND + 5
     with pytest.raises(SettingsError, match="begin with a home of its own"):
         catch_up(["coachhook"])
+
+
+def test_a_mistyped_method_is_named_before_anything_is_asked(home):
+    told = []
+    with pytest.raises(ConfigError, match="recpie"):
+        catch_up(["coachhook", "recpie"], tell=told.append)
+    assert told == []
 
 
 def test_the_almanacs_own_model_is_sent_to_its_replay(home, monkeypatch):

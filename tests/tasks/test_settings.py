@@ -40,6 +40,27 @@ def test_file_and_variables(elsewhere, monkeypatch):
     assert settings.home == elsewhere / "other"
 
 
+def test_a_path_begins_at_the_file_or_where_a_variable_names_it(elsewhere, monkeypatch):
+    folder = elsewhere / "project"
+    folder.mkdir()
+    (folder / "errata.toml").write_text(
+        'home = "data"\n[statistics]\ncorpus = "texts.txt"\n[evaluation.suites.mmlu]\npath = "mmlu"\n'
+    )
+    monkeypatch.setenv("ERRATA_CONFIG", str(folder / "errata.toml"))
+
+    def places():
+        settings = load_settings()
+        return settings.home, settings.statistics.corpus, settings.evaluation.suites["mmlu"].path
+
+    assert places() == (folder / "data", folder / "texts.txt", folder / "mmlu")
+    monkeypatch.setenv("ERRATA_HOME", "other")
+    monkeypatch.setenv("ERRATA_STATISTICS__MAX_TOKENS", "7")
+    assert places() == (elsewhere / "other", folder / "texts.txt", folder / "mmlu")
+    monkeypatch.delenv("ERRATA_HOME")
+    monkeypatch.setenv("ERRATA_STATISTICS__CORPUS", "mine.txt")
+    assert places() == (folder / "data", elsewhere / "mine.txt", folder / "mmlu")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
