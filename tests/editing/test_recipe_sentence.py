@@ -252,3 +252,21 @@ def test_settings_that_fit_what_there_is(tiny_base, sentence_encoder):
     assert type(trained).of_state(trained.to_state()) == trained
     with pytest.raises(ConfigError, match="needs a trained encoder"):
         RecipeConfig(gate="sentinel")
+
+
+@pytest.mark.parametrize("before", ["Dov Stern leads nothing at all. ", "It rained on the old town\n", "他昨天来过。"])
+def test_a_question_behind_other_sentences_finds_what_it_finds_alone(state_of, batches, before):
+    state, questions = state_of(), [fact.question for fact in batches[0].facts]
+    alone, behind = (retrieve(state, texts, k=4) for texts in (questions, [before + text for text in questions]))
+    assert behind.rows[:, 0].tolist() == alone.rows[:, 0].tolist()
+    assert (behind.scores[:, 0] >= alone.scores[:, 0] - 1e-5).all()
+    for rows in behind.rows:
+        assert len(set(rows[rows >= 0])) == (rows >= 0).sum()
+
+
+def test_a_named_subject_is_found_however_many_rows_are_nearer(state_of, batches, monkeypatch):
+    monkeypatch.setattr("editing.editors.recipe.retrieval.CONSIDERED", 1)
+    state = state_of(named_score=-1.0)
+    subjects = [fact.subject for fact in batches[0].facts]
+    texts = [f"As {batches[0].facts[0].question.replace(subjects[0], 'everybody')} {name}" for name in subjects]
+    assert retrieve(state, texts).rows[:, 0].tolist() == list(range(len(subjects)))

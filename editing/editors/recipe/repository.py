@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from editing.editors.recipe.index import IndexPart, one_thread
+from editing.editors.recipe.names import Names
 from editing.editors.recipe.segments import FACT_ID, KEY, Segment
 from editing.errors import StateError
 from editing.facts import FactChange
@@ -209,6 +210,19 @@ class Repository:
             scores_BK = np.pad(scores_BK, ((0, 0), (0, missing)), constant_values=-np.inf)
             rows_BK = np.pad(rows_BK, ((0, 0), (0, missing)), constant_values=-1)
         return scores_BK, rows_BK
+
+    def naming(self, query_R: Tensor, text: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the rows that hold and whose subject `text` may name the best `k` at most: inner products and rows."""
+        rows_K = self._names.rows(text) if len(self) else np.empty(0, np.int64)
+        scores_K = self._exact(query_R.detach().float().cpu().numpy()[None], rows_K[None])[0] if len(rows_K) else rows_K
+        best = np.argsort(-scores_K, kind="stable")[:k]
+        return scores_K[best], rows_K[best]
+
+    @cached_property
+    def _names(self) -> Names:
+        rows_N = np.flatnonzero(self.live)
+        subjects = (subject for segment, rows in self._by_segment(rows_N) for subject in segment.subjects(rows))
+        return Names(subjects, rows_N)
 
     def _exact(self, queries_BR: np.ndarray, rows_BK: np.ndarray) -> np.ndarray:
         """Inner products of each query with its proposed rows, one dot product at a time: a row's score for a query

@@ -81,6 +81,11 @@ class Segment:
         for text in self.table[FACT].take(pa.array(rows, pa.int64())).to_pylist():
             yield FactChange.from_dict(json.loads(text))
 
+    def subjects(self, rows: np.ndarray) -> Iterator[str]:
+        """The subjects at these rows as keys compare them, in the order given."""
+        for key in self.table[KEY].take(pa.array(rows)).to_pylist():
+            yield key.split(_KEY_SEPARATOR, 1)[0]
+
     # On disk
 
     def save(self, folder: Path) -> None:
