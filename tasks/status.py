@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from tasks.champion.canary import CANARY
@@ -17,12 +18,14 @@ def status_of(space: Workspace) -> dict[str, Any]:
     """Who serves, what waits, which facts are kept out or not learned and why, and the last night's row."""
     ledger = space.ledger
     champion = space.champion
+    waiting, first = ledger.waiting(datetime.now(UTC), champion.state_digest if champion else None)
     nights = finished_nights(ledger)
     return {
         "home": str(space.settings.home),
         "champion": _version(space, champion),
         "challenger": _version(space, ledger.champion(alias=CHALLENGER)),
         "facts": dict(ledger.status_counts(champion.state_digest if champion else None)),
+        "waiting": {"facts": waiting, "first": f"{first:%Y-%m-%d}" if first else None},
         "quarantined": dict(ledger.quarantine_counts()),
         "kept_out": list(_kept_out(space, champion.state_digest if champion else None)),
         "not_learned": list(_not_learned(space, champion.state_digest)) if champion else [],

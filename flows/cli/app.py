@@ -14,7 +14,7 @@ from rich.console import Console
 
 from flows.cli import almanac, bench, calibrate, catch_up, champion, evals, explain, facts, feed, model, plan, recipe
 from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, shown, table
-from flows.cli.nights import NIGHT_COLUMNS, night_row, night_told, print_timing
+from flows.cli.nights import night_told, nights_table, print_timing
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def night(
     if as_json:
         print_json(summary.to_dict())
     else:
-        out.print(table("The night", [night_row(summary.to_dict())], NIGHT_COLUMNS))
+        out.print(nights_table("The night", [summary.to_dict()]))
         print_timing(out, [summary.timing])
         if kept_out := summary.blamed + summary.contradicting:
             out.print(f"Kept out: {kept_out}; `errata status` says which facts and why", soft_wrap=True)
@@ -143,7 +143,7 @@ def replay(
 
 
 def _close(console: Console, replayed: Sequence[ReplayedNight], told: Sequence[Answer]) -> None:
-    console.print(table("The nights", [night_row(item.summary.to_dict()) for item in replayed], NIGHT_COLUMNS))
+    console.print(nights_table("The nights", [item.summary.to_dict() for item in replayed]))
     print_timing(console, [item.summary.timing for item in replayed])
     console.print("\n[bold]Before and after[/bold]")
     for answer in told:
@@ -192,6 +192,8 @@ def status(as_json: AsJson = False) -> None:
     quarantined = ", ".join(f"{count} {reason}" for reason, count in sorted(found["quarantined"].items())) or "none"
     out.print(f"champion     {_version(found['champion'])}")
     out.print(f"challenger   {_version(found['challenger'], nothing='none')}")
+    if found["waiting"]["facts"]:
+        facts += f"; {found['waiting']['facts']} of them wait, the first for {found['waiting']['first']}"
     out.print(f"facts        {facts}")
     out.print(f"quarantined  {quarantined}")
     out.print(f"home         {found['home']}", soft_wrap=True)
@@ -204,7 +206,7 @@ def status(as_json: AsJson = False) -> None:
         if len(found[kind]) > SHOWN:
             out.print(f"and {len(found[kind]) - SHOWN} more: --json names them all")
     if found["last_night"]:
-        out.print(table("\nThe last night", [night_row(found["last_night"])], NIGHT_COLUMNS))
+        out.print(nights_table("\nThe last night", [found["last_night"]]))
 
 
 @app.command()
@@ -227,7 +229,7 @@ def history(
     if as_json:
         print_json(told)
         return
-    out.print(table("Nights", [night_row(row) for row in told["nights"]], NIGHT_COLUMNS))
+    out.print(nights_table("Nights", told["nights"]))
     if decided := [row for row in told["nights"] if row.get("decided")]:
         out.print(table("\nDecisions", decided, ("night", "version", "verdict", "decided")))
     out.print(table("\nAlias moves", told["moves"]))

@@ -28,6 +28,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x{80}-\x{84}\x{86}-\x{9f}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
 _ESCAPED = "\\\\", "||"  # two backslashes, and what stands for them while slots are counted
 _YEARS_AHEAD = 50
+_WRITTEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Reason(StrEnum):
@@ -77,9 +78,10 @@ class Limits:
     def at(cls, now: datetime | None = None, **bounds: Any) -> Limits:
         """Bounds of a feed received at `now` (None: the present): effective and observed within 50 years.
 
-        What is dated after now is sound, and waits in the ledger.
+        What is dated after now is sound, and waits in the ledger. A clock that shows a time before this code was
+        written is wrong, and quarantines nothing.
         """
-        latest = (now or datetime.now(UTC)) + timedelta(days=365.25 * _YEARS_AHEAD)
+        latest = max(now or datetime.now(UTC), _WRITTEN) + timedelta(days=365.25 * _YEARS_AHEAD)
         return cls(**{"latest_effective": latest, "latest_observed": latest} | bounds)
 
 

@@ -245,6 +245,18 @@ def test_a_row_dated_after_now_waits_and_comes_in_when_its_time_comes(home: Home
     today, later = datetime.now(UTC), datetime.now(UTC) + timedelta(days=4)
     assert [fact.subject for fact in home.ledger.pending(today)] == ["the United Kingdom"]
     assert len(list(home.ledger.pending(later))) == 2
+    count, first = home.ledger.waiting(today)
+    assert (count, first and first.date()) == (1, (today + timedelta(days=3)).date())
+    assert home.ledger.waiting(later) == (0, None)
+
+
+def test_a_clock_that_is_years_slow_quarantines_nothing(home: Home) -> None:
+    now, dead = datetime(2026, 11, 3, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC)
+    home.land([row(subject="Ghana", observed_at=now, effective_at=now), row()])
+    report = home.ingest(Limits.at(dead), at=dead)
+    assert (report.accepted, report.quarantined) == (2, 0)
+    assert home.ledger.waiting(dead)[0] == 2 - len(list(home.ledger.pending(dead)))
+    assert len(list(home.ledger.pending(now))) == 2
 
 
 def test_links_out_of_the_landing_zone_are_refused(tmp_path: Path, home: Home) -> None:
