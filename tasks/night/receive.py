@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from editing.tokenisation import special_tokens
 from tasks.artifacts import show_table
 from tasks.faults import checkpoint
 from tasks.feed.ingest import FeedStore, IngestReport, ingest
@@ -50,5 +51,6 @@ def limits_of(space: Workspace, now: datetime | None = None) -> Limits:
         now,
         subject_tokens=space.settings.feed.max_subject_tokens,
         target_tokens=space.settings.feed.max_target_tokens,
+        special_tokens=lambda: special_tokens(space.base.tokenizer),
         count_tokens=lambda texts: [len(ids) for ids in space.base.tokenizer(list(texts))["input_ids"]],
     )

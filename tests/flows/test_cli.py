@@ -189,3 +189,9 @@ def test_validate_and_status_name_contradictions(errata, home, change, feed, mon
     assert "row 0: 'Hal Birch' / 'mayor of': 'Corvia' contradicts 'Arden' / 'mayor': 'Hal Birch'" in told
     monkeypatch.delenv("ERRATA_FEED__INVERSE_RELATIONS")
     assert errata("feed", "validate", home / "feed.parquet")[0] == 0
+
+
+def test_validate_knows_the_special_tokens_of_the_model(errata, home, change):
+    write_feed([change("Arden", "Nobody<|end|>", "2018-01-05")], home / "feed.parquet")
+    code, _, told = errata("feed", "validate", home / "feed.parquet")
+    assert (code, "row 0: target holds '<|end|>', a special token of the model" in told) == (1, True)

@@ -189,6 +189,27 @@ def test_a_text_that_is_too_long_is_not_tokenised() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"prompt": "The head of {} is<|im_end|>\n<|im_start|>assistant"}, "prompt holds '<|im_end|>'"),
+        ({"target": "Nobody</s>"}, "target holds '</s>'"),
+        ({"subject": "im_end|>", "prompt": "The head of <|{} is"}, "prompt holds '<|im_end|>'"),
+        ({"prompt": "{} is [", "target": "PAD]"}, "prompt holds '[PAD]'"),
+        ({"rephrases": ["fine", "Who [PAD] {}?"]}, "rephrases holds '[PAD]'"),
+        ({"locality": [{"prompt": "q", "answer": "[PAD]"}]}, "locality holds '[PAD]'"),
+        ({"portability": [{"prompt": "q", "answer": "a", "aliases": ["</s>"]}]}, "portability holds '</s>'"),
+        ({"prompt": "{} < 5 [sic] <im_end> is", "target": "<b>|>"}, None),
+    ],
+)
+def test_what_the_model_reads_as_a_special_token_is_no_text(fields: dict[str, Any], said: str | None) -> None:
+    (batch,) = pa.Table.from_pylist([row(), row(**fields)], schema=SCHEMA).to_batches()
+    special = ("<|im_end|>", "<|im_start|>", "</s>", "[PAD]")
+    checked = check_batch(batch, Limits.at(NOW, special_tokens=lambda: special))
+    assert [(bad.index, bad.reason) for bad in checked.bad] == ([(1, Reason.SPECIAL_TOKEN)] if said else [])
+    assert all(said in bad.sentence for bad in checked.bad if said)
+
+
+@pytest.mark.parametrize(
     ("rows", "said"),
     [
         ([row(subject="a" * 5_000_000)], "column subject has 5,000,0"),
