@@ -25,7 +25,7 @@ _SHORTEN = "split the file, or shorten what is in it"
 MOST_BYTES = 4 << 30
 MOST_BYTES_A_ROW = 4 << 20
 MOST_VALUES_A_ROW = 10_000
-# What a batch may decode to, and a file for each of its bytes beyond `MOST_BYTES`: one value that is repeated takes next
+# What a batch may decode to, and a file for each byte of it beyond `MOST_BYTES`: a value that is repeated takes next
 # to nothing in a file.
 MOST_BYTES_A_BATCH = 1 << 30
 MOST_BYTES_A_BYTE = 100

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from editing.errors import FactError
 from editing.facts import FactChange, LocalityPrompt, Operation, PortabilityPrompt
 from tasks.errors import FeedError
+from tasks.feed import reading
 from tasks.feed.ingest import FeedStore, IngestReport, ingest
-from tasks.feed.reading import BrokenFileError, read_feed, show_feed, validate_feed
+from tasks.feed.reading import BrokenFileError, read_batches, read_feed, show_feed, validate_feed
 from tasks.feed.rules import CheckedBatch, Limits, Reason, check_batch, raw_json
 from tasks.feed.schema import SCHEMA, VERSION_KEY, feed_batches, write_feed
 from tasks.ledger import FileOutcome, Ledger
@@ -223,6 +224,39 @@ def test_a_file_that_would_not_fit_in_memory_is_refused_by_its_footer(
     report = home.ingest()
     assert (report.files[0].outcome, report.files[0].reason) == (FileOutcome.QUARANTINED, Reason.TOO_LARGE)
     assert said in str(report.files[0].sentence)
+
+
+@pytest.mark.parametrize("name", ["subject", "rephrases"])
+def test_a_value_repeated_beyond_memory_is_refused_before_it_is_decoded(home: Home, name: str) -> None:
+    rows = 16_000
+    table = pa.Table.from_pylist([row()] * rows, schema=SCHEMA)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * 1_000_000]))
+    if name == "rephrases":
+        column = pa.ListArray.from_arrays(pa.array(range(rows + 1), pa.int32()), column)
+    path = home.store.landing / "feed.parquet"
+    pq.write_table(table.set_column(SCHEMA.get_field_index(name), name, column), path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    report = home.ingest()
+    assert (report.files[0].outcome, report.files[0].reason) == (FileOutcome.QUARANTINED, Reason.TOO_LARGE)
+    assert "16,000 rows decode to 16,0" in str(report.files[0].sentence)
+
+
+def test_a_file_of_more_rows_than_its_bytes_can_tell_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MOST_BYTES", 1_000_000)
+    home.land([row()] * 100_000)
+    (file,) = home.ingest().files
+    assert (file.reason, str(file.sentence)[:24]) == (Reason.TOO_LARGE, "100,000 rows decode to m")
+
+
+def test_repeated_values_within_bounds_are_read_as_they_are(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    landed = [row(subject=f"Country {number % 3}", rephrases=["a", None] if number else []) for number in range(9)]
+    home.land(landed)
+    expected = list(read_batches(home.store.landing / "feed.parquet"))
+    group = pq.read_metadata(home.store.landing / "feed.parquet").row_group(0)
+    leaves = [group.column(place) for place in range(group.num_columns)]
+    texts = [leaf.path_in_schema for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    monkeypatch.setattr(reading, "_repeated", lambda metadata: texts)
+    assert list(read_batches(home.store.landing / "feed.parquet")) == expected
 
 
 def test_what_arrow_infers_from_empty_and_pandas_columns_is_read(home: Home) -> None:
