@@ -44,7 +44,7 @@ def convert(
     if as_json:
         print_json(report.to_dict())
         return
-    out.print(f"{report.converted} fact changes from {report.read} records in {target}", soft_wrap=True)
+    out.print(f"{report.converted} fact changes from {report.read} records in {target}", soft_wrap=True, markup=False)
     for title, counts in (
         ("repaired", report.repaired),
         ("left out", report.left_out),

@@ -35,6 +35,9 @@ def receive_feed() -> int:
         show_table("feed", rows, "Feed files taken in tonight")
     if report.reasons:
         show_table("quarantine", [dict(report.reasons)], "Rows and files that were not let in, by reason")
+    if report.unread:
+        rows = [{"file": name, "why": why} for name, why in report.unread.items()]
+        show_table("unread", rows, "What of the landing zone was left where it is")
     return report.accepted
 
 

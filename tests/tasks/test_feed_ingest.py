@@ -17,7 +17,7 @@ from editing.errors import FactError
 from editing.facts import FactChange, LocalityPrompt, Operation, PortabilityPrompt
 from tasks.errors import FeedError
 from tasks.feed import reading
-from tasks.feed.ingest import FeedStore, IngestReport, ingest
+from tasks.feed.ingest import FeedStore, IngestReport, ingest, left_lying
 from tasks.feed.reading import BrokenFileError, read_batches, read_feed, show_feed, validate_feed
 from tasks.feed.rules import CheckedBatch, Limits, Reason, check_batch, raw_json
 from tasks.feed.schema import SCHEMA, VERSION_KEY, feed_batches, write_feed
@@ -322,9 +322,12 @@ def test_links_out_of_the_landing_zone_are_refused(tmp_path: Path, home: Home) -
     (home.store.landing / "link.parquet").symlink_to(outside / "shadow")
     (home.store.landing / "folder").symlink_to(outside)
     (home.store.landing / "again.parquet").symlink_to(inside)
+    left = left_lying(home.store.landing)
     report = home.ingest()
     assert (report.accepted, report.known) == (1, 1)
     assert set(report.unread) == {"link.parquet", "folder"}
+    assert report.unread == left == left_lying(home.store.landing)
+    assert left_lying(tmp_path / "nowhere") == {}
     assert all("leads out of the landing zone" in said for said in report.unread.values())
     assert not list(home.store.quarantine.rglob("link*"))
 
