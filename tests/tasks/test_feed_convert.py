@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from editing.facts import FactChange, LocalityPrompt, Operation, PortabilityPrompt
 from editing.inverse import InverseRelations
+from tasks.bench import _one_a_subject
 from tasks.errors import FeedError
 from tasks.feed.convert import Conversion, convert_feed, read_templates
 from tasks.feed.formats import FORMATS
@@ -636,6 +637,7 @@ def test_wikifactdiff_asserts_what_is_new_and_takes_back_what_is_obsolete(tmp_pa
         ("The mayor of Oslo is", "Jo"),
     ]
     assert (back.operation, back.target, back.key) == (Operation.RETRACT, "Tom Reed", new.key)
+    assert [fact.fact_id for fact in _one_a_subject([back, new])] == [new.fact_id]
     assert conversion.report.left_out == {
         "other new object": 1,
         "static object": 1,
