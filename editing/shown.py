@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~<>&])")
+_MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
 
 
 def printable(text: str) -> str:
@@ -14,5 +14,5 @@ def printable(text: str) -> str:
 
 
 def in_markdown(text: str) -> str:
-    """`text` as Markdown shows it letter by letter: no tag, link or emphasis is made of it."""
-    return _MARKDOWN.sub(r"\\\1", printable(text))
+    """`text` in one line, as Markdown shows it letter by letter: no tag, link, list or emphasis is made of it."""
+    return _MARKDOWN.sub(r"\\\1", printable(" ".join(text.split())))

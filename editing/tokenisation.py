@@ -67,6 +67,11 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, specia
     ]
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """The texts that the tokenizer reads as its special tokens wherever they stand, as "<|im_end|>"."""
+    return frozenset(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+
+
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id written where a batch is padded; it is always masked, so any id of the vocabulary does."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):

@@ -25,7 +25,7 @@ from editing.editors.recipe import RecipeConfig, RecipeEncoder, train_encoder
 from editing.editors.recipe.editor import encoder_folder
 from editing.editors.recipe.training import validate
 from editing.evals.probes import Probe
-from editing.facts import FactChange, fold, resolve_conflicts
+from editing.facts import FactChange, Operation, fold, resolve_conflicts
 from editing.prompts import FormChoice, find_form
 from tasks.errors import FeedError
 from tasks.feed.convert import Conversion
@@ -192,10 +192,11 @@ def _saved_bytes(state: EditState) -> int:
 
 
 def _one_a_subject(changes: Iterable[FactChange]) -> list[FactChange]:
-    """The first fact of each subject, in the file's order; where prompts are questions, all of them are."""
+    """The first assertion about each subject, in the file's order; where prompts are questions, all of them are."""
     first: dict[str, FactChange] = {}
     for change in changes:
-        first.setdefault(change.key.subject, change)
+        if change.operation is Operation.ASSERT:
+            first.setdefault(change.key.subject, change)
     return [_as_question(fact) if fact.question.endswith("?") else fact for fact in first.values()]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from tasks.champion.canary import CANARY
 from tasks.errors import LedgerError
+from tasks.feed.ingest import left_lying
 from tasks.ledger import EventKind, VersionRecord
 from tasks.night.summary import finished_nights
 from tasks.registry import CHALLENGER
@@ -14,16 +16,19 @@ from tasks.workspace import Workspace
 
 
 def status_of(space: Workspace) -> dict[str, Any]:
-    """Who serves, what waits, which facts are kept out or not learned and why, and the last night's row."""
+    """Who serves, what waits, what is kept out, not taken in or not learned and why, and the last night's row."""
     ledger = space.ledger
     champion = space.champion
+    waiting, first = ledger.waiting(datetime.now(UTC), champion.state_digest if champion else None)
     nights = finished_nights(ledger)
     return {
         "home": str(space.settings.home),
         "champion": _version(space, champion),
         "challenger": _version(space, ledger.champion(alias=CHALLENGER)),
         "facts": dict(ledger.status_counts(champion.state_digest if champion else None)),
+        "waiting": {"facts": waiting, "first": f"{first:%Y-%m-%d}" if first else None},
         "quarantined": dict(ledger.quarantine_counts()),
+        "left_lying": list(left_lying(space.settings.landing).values()),
         "kept_out": list(_kept_out(space, champion.state_digest if champion else None)),
         "not_learned": list(_not_learned(space, champion.state_digest)) if champion else [],
         "last_night": nights[-1].to_dict() if nights else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from editing.shown import printable
 from flows.cli import almanac, bench, calibrate, catch_up, champion, evals, explain, facts, feed, model, plan, recipe
 from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, shown, table
-from flows.cli.nights import NIGHT_COLUMNS, night_row, night_told, print_timing
+from flows.cli.nights import night_told, nights_table, print_timing
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
 
 if TYPE_CHECKING:
@@ -81,16 +82,18 @@ def night(
     """
     from flows.night import NightConfig
     from flows.night import night as run
+    from tasks.feed.ingest import left_lying
 
     with bars():
         summary = run(NightConfig(as_of=as_of and as_of.replace(tzinfo=UTC), dry_run=dry_run))
     if as_json:
         print_json(summary.to_dict())
     else:
-        out.print(table("The night", [night_row(summary.to_dict())], NIGHT_COLUMNS))
+        out.print(nights_table("The night", [summary.to_dict()]))
         print_timing(out, [summary.timing])
         if kept_out := summary.blamed + summary.contradicting:
             out.print(f"Kept out: {kept_out}; `errata status` says which facts and why", soft_wrap=True)
+        _tell_left_lying(left_lying(load_settings().landing).values())
 
 
 @app.command()
@@ -142,12 +145,18 @@ def replay(
         canvas.save_svg(str(svg), title="make night")
 
 
+def _tell_left_lying(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        err.print(f"not taken in: {printable(sentence)}", soft_wrap=True, markup=False)
+
+
 def _close(console: Console, replayed: Sequence[ReplayedNight], told: Sequence[Answer]) -> None:
-    console.print(table("The nights", [night_row(item.summary.to_dict()) for item in replayed], NIGHT_COLUMNS))
+    console.print(nights_table("The nights", [item.summary.to_dict() for item in replayed]))
     print_timing(console, [item.summary.timing for item in replayed])
     console.print("\n[bold]Before and after[/bold]")
     for answer in told:
-        console.print(f"  {answer.question}\n    base: {answer.before}\n    now:  [bold]{answer.after}[/bold]")
+        question, before, after = (shown(text) for text in (answer.question, answer.before, answer.after))
+        console.print(f"  {question}\n    base: {before}\n    now:  [bold]{after}[/bold]")
 
 
 @app.command()
@@ -192,9 +201,12 @@ def status(as_json: AsJson = False) -> None:
     quarantined = ", ".join(f"{count} {reason}" for reason, count in sorted(found["quarantined"].items())) or "none"
     out.print(f"champion     {_version(found['champion'])}")
     out.print(f"challenger   {_version(found['challenger'], nothing='none')}")
+    if found["waiting"]["facts"]:
+        facts += f"; {found['waiting']['facts']} of them wait, the first for {found['waiting']['first']}"
     out.print(f"facts        {facts}")
     out.print(f"quarantined  {quarantined}")
-    out.print(f"home         {found['home']}", soft_wrap=True)
+    out.print(f"home         {found['home']}", soft_wrap=True, markup=False)
+    _tell_left_lying(found["left_lying"])
     for kind, title in (
         ("kept_out", "Facts in quarantine (`errata release` puts one back)"),
         ("not_learned", "Facts that were applied and are not answered"),
@@ -204,7 +216,7 @@ def status(as_json: AsJson = False) -> None:
         if len(found[kind]) > SHOWN:
             out.print(f"and {len(found[kind]) - SHOWN} more: --json names them all")
     if found["last_night"]:
-        out.print(table("\nThe last night", [night_row(found["last_night"])], NIGHT_COLUMNS))
+        out.print(nights_table("\nThe last night", [found["last_night"]]))
 
 
 @app.command()
@@ -227,7 +239,7 @@ def history(
     if as_json:
         print_json(told)
         return
-    out.print(table("Nights", [night_row(row) for row in told["nights"]], NIGHT_COLUMNS))
+    out.print(nights_table("Nights", told["nights"]))
     if decided := [row for row in told["nights"] if row.get("decided")]:
         out.print(table("\nDecisions", decided, ("night", "version", "verdict", "decided")))
     out.print(table("\nAlias moves", told["moves"]))

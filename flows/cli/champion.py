@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.console import bars, err, out, print_json, table
+from flows.cli.console import bars, err, out, print_json, shown, table
 
 if TYPE_CHECKING:
     from tasks.champion.change import Change
@@ -66,7 +66,7 @@ def compact(reason: Reason = "", as_json: AsJson = False) -> None:
 
     with bars():
         found = run(reason=reason)
-    print_json(found.to_dict()) if as_json else out.print(found.sentence, soft_wrap=True)
+    print_json(found.to_dict()) if as_json else out.print(shown(found.sentence), soft_wrap=True)
 
 
 @app.command()
@@ -89,7 +89,7 @@ def approve(
     form = Approval(decision="hold" if hold else "promote", who=who or user_name(), reason=reason)
     number = answer(form, version)
     told = {"version": number, "decision": form.decision, "who": form.who, "reason": form.reason}
-    print_json(told) if as_json else out.print(f"version {number}: {form.sentence}; the night goes on")
+    print_json(told) if as_json else out.print(f"version {number}: {shown(form.sentence)}; the night goes on")
 
 
 @app.command()
@@ -107,7 +107,7 @@ def canary(as_json: AsJson = False) -> None:
     if as_json:
         print_json(result.to_dict())
         return
-    out.print(result.sentence, soft_wrap=True)
+    out.print(shown(result.sentence), soft_wrap=True)
     for finding in result.findings:
         if finding.differences:
             err.print(table("Answers that differ, within the tolerance", list(finding.differences)[:SHOWN]))

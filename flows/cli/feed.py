@@ -25,19 +25,26 @@ def convert(
     at: Annotated[datetime | None, typer.Option(help="Date of changes that carry none (UTC).")] = None,
     name: Annotated[str | None, typer.Option(help="Who says so; default: the data set's name.")] = None,
     rank: Annotated[int, typer.Option(min=0, help="Trust in the source; 0 is the highest.")] = 0,
+    templates: Annotated[
+        Path | None, typer.Option(help="For triples: a TOML or JSON file with a prompt for each relation.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a published data set as a feed: ZsRE, CounterFact, KnowEdit, DyKnow, ConflictEdit, CSV, JSON lines.
+    """Write a published data set as a feed; `tasks/feed/README.md` lists the formats and what becomes of each field.
+
+    Three columns (subject, relation, object) need a prompt for each relation: `--templates` names a file of lines
+    like `capital = "The capital of {} is"`, and a relation without one takes a default that is shown.
 
     Example: `errata feed convert zsre_mend_train.json var/landing/zsre.parquet`
     """
-    from tasks.feed.convert import convert_feed
+    from tasks.feed.convert import convert_feed, read_templates
 
-    report = convert_feed(source, target, format=format, at=at and at.replace(tzinfo=UTC), name=name, rank=rank)
+    options = {"format": format, "at": at and at.replace(tzinfo=UTC), "name": name, "rank": rank}
+    report = convert_feed(source, target, **options, templates=templates and read_templates(templates))
     if as_json:
         print_json(report.to_dict())
         return
-    out.print(f"{report.converted} fact changes from {report.read} records in {target}", soft_wrap=True)
+    out.print(f"{report.converted} fact changes from {report.read} records in {target}", soft_wrap=True, markup=False)
     for title, counts in (
         ("repaired", report.repaired),
         ("left out", report.left_out),

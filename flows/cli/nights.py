@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from flows.cli.console import table
 
@@ -26,6 +27,13 @@ NIGHT_COLUMNS = {
     "version": "ver-\nsion",
     "champion": "cham-\npion",
 }
+
+
+def nights_table(title: str, summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """The nights' rows; facts that wait for their date have a column where there are any."""
+    waits = {"waiting": "wait-\ning"} if any(summary.get("waiting") for summary in summaries) else {}
+    night, facts, *others = NIGHT_COLUMNS.items()
+    return table(title, [night_row(summary) for summary in summaries], dict([night, facts, *waits.items(), *others]))
 
 
 def print_timing(console: Console, timings: Sequence[Mapping[str, Any]]) -> None:
@@ -58,11 +66,11 @@ def night_told(summary: Mapping[str, Any]) -> str:
     """What became of a night's facts, in a sentence."""
     left_out = "".join(
         f", {summary[kind]} {kind.replace('_', ' ')}"
-        for kind in ("blamed", "contradicting", "postponed", "not_learned")
+        for kind in ("blamed", "contradicting", "postponed", "not_learned", "waiting")
         if summary.get(kind)
     )
     if not summary["applied"] and not summary["retracted"]:
-        return f"{summary['facts']} changes, nothing to edit"
+        return f"{summary['facts']} changes, nothing to edit{left_out}"
     if summary["champion"] == summary["version"]:
         return f"{summary['applied']} facts applied{left_out}, promoted as version {summary['version']}"
     serving = f"version {summary['champion']}" if summary["champion"] else "the base"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,24 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from editing.errors import FactError
-from editing.facts import FactChange
+from editing.facts import SLOT, FactChange
 from editing.published import text_lines
+from editing.templates import count_slots
 from tasks.errors import FeedError
 from tasks.feed.files import replacing
-from tasks.feed.formats import (
-    FORMATS,
-    Context,
-    ConversionReport,
-    Format,
-    Record,
-    Skipped,
-    SkipRecordError,
-    dyknow_records,
-)
+from tasks.feed.formats import FORMATS, Format, dyknow_records
+from tasks.feed.records import Context, ConversionReport, Record, Skipped, SkipRecordError
 from tasks.feed.schema import write_feed
 
 _BROKEN = "broken record"
 _SEPARATORS = ",;\t|"
+_TRIPLE = ("subject", "relation", "object")
 
 
 def convert_feed(source: str | Path, target: str | Path, **options: Any) -> ConversionReport:
@@ -55,8 +51,8 @@ class Conversion(Iterable[FactChange]):
     `format` is a key of `formats.FORMATS`, recognised by the first record's fields when None. `at`
     dates changes that carry no date, and is when all were observed (default: the day's beginning in
     UTC, so that a conversion repeated on one day gives the same facts); `name` and `rank` say who
-    the source is and how far it is trusted. Raises `FeedError` when the source cannot be
-    read, or its format is unknown.
+    the source is and how far it is trusted; `templates` are prompts by relation, for triples. Raises
+    `FeedError` when the source cannot be read, its format is unknown or has prompts of its own beside `templates`.
     """
 
     def __init__(
@@ -69,21 +65,25 @@ class Conversion(Iterable[FactChange]):
         rank: int = 0,
         split: str = "train",
         data_files: str | None = None,
+        templates: Mapping[str, str] | None = None,
     ) -> None:
         if format is not None and format not in FORMATS:
             raise FeedError(f"format {format!r} is unknown; known are {', '.join(FORMATS)}")
         self.report = ConversionReport()
-        records = _records(source, split, data_files)
+        records = _records(source, split, data_files, FORMATS[format] if format else None)
         first = list(_until_sound(records))
         if not first:
             raise FeedError(f"{source} holds no records")
         self.format: Format = FORMATS[format] if format else _recognise(first[-1], source)
+        if templates and self.format.name != "triples":
+            raise FeedError(f"{source} is {self.format.name}, whose records have prompts; templates are for triples")
         self._records = chain(first, records)
         self._context = Context(
             at=at or datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0),
             source=name or self.format.source,
             source_rank=rank,
             report=self.report,
+            templates=templates or {},
         )
 
     def __iter__(self) -> Iterator[FactChange]:
@@ -98,7 +98,7 @@ class Conversion(Iterable[FactChange]):
                     raise SkipRecordError("the record holds no change")
             except (SkipRecordError, FactError) as error:
                 reason = str(error)
-            except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
+            except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
                 reason = f"not a {self.format.name} record ({type(error).__name__}: {error})"
             else:
                 self.report.converted += len(changes)
@@ -119,23 +119,44 @@ def _until_sound(records: Iterator[Record]) -> Iterator[Record]:
 def _recognise(record: Record, source: str | Path) -> Format:
     if _BROKEN in record:
         raise FeedError(f"no record of {source} can be read; {record[_BROKEN]}")
-    matching = [item for item in FORMATS.values() if item.fields <= record.keys()]
+    matching = [item for item in FORMATS.values() if item.fits(record)]
     if not matching:
+        hint = "; three columns without a heading are read with the format triples" if len(record) == 3 else ""
         raise FeedError(
-            f"the fields of {source} ({', '.join(record)}) are those of no known format; "
-            f"name one of {', '.join(FORMATS)}"
+            f"the fields of {source} ({', '.join(map(str, record))}) are those of no known format; "
+            f"name one of {', '.join(FORMATS)}{hint}"
         )
     return max(matching, key=lambda item: len(item.fields))
 
 
-def _records(source: str | Path, split: str, data_files: str | None) -> Iterator[Record]:
+def read_templates(path: Path) -> dict[str, str]:
+    """Prompts by relation out of a TOML or JSON file. Raises `FeedError` for what is no prompt with one slot."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise FeedError(f"the templates {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise FeedError(
+            f'the templates {path} are no table; write one line for each relation: capital = "... {SLOT} is"'
+        )
+    for relation, template in content.items():
+        if not isinstance(template, str) or count_slots(template) != 1:
+            raise FeedError(
+                f"the template of {relation!r} in {path} is {template!r}; it needs one {SLOT}, where the subject goes"
+            )
+    return content
+
+
+def _records(source: str | Path, split: str, data_files: str | None, format: Format | None) -> Iterator[Record]:
     path = Path(source)
-    readers = {
+    table = partial(_csv, unnamed=format if format is not None and format.name == "triples" else None)
+    readers: dict[str, Callable[[Path], Iterator[Record]]] = {
         ".json": _json,
         ".jsonl": _json_lines,
         ".ndjson": _json_lines,
-        ".csv": _csv,
-        ".tsv": _csv,
+        ".csv": table,
+        ".tsv": table,
         ".parquet": _parquet,
     }
     if not path.is_file():
@@ -165,6 +186,8 @@ def _json(path: Path) -> Iterator[Record]:
 
 
 def _object(record: Any) -> Record:
+    if isinstance(record, list) and len(record) == len(_TRIPLE):
+        return dict(zip(_TRIPLE, record, strict=True))
     return record if isinstance(record, dict) else {_BROKEN: f"the record is no JSON object: {record!r:.60}"}
 
 
@@ -181,13 +204,18 @@ def _json_lines(path: Path) -> Iterator[Record]:
             yield {_BROKEN: f"the line is no JSON ({error})"}
 
 
-def _csv(path: Path) -> Iterator[Record]:
-    """Rows by the header's names; the separator is the one of `_SEPARATORS` that parts the header into most cells."""
+def _csv(path: Path, unnamed: Format | None = None) -> Iterator[Record]:
+    """Rows by the header's names; the separator is the one of `_SEPARATORS` that parts the header into most cells.
+
+    Where the first line names no fields of `unnamed`, a format of triples, it is a row already.
+    """
     with path.open(encoding="utf-8-sig", newline="") as lines:
         header = lines.readline()
         separator = max(_SEPARATORS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+        cells = next(csv.reader([header], delimiter=separator), [])
+        names = None if unnamed is None or unnamed.fits(dict.fromkeys(cells)) else _TRIPLE
         lines.seek(0)
-        for row in csv.DictReader(lines, delimiter=separator):
+        for row in csv.DictReader(lines, names, delimiter=separator):
             if None in row or None in row.values():
                 yield {_BROKEN: "the line has more or fewer cells than the header"}
             else:

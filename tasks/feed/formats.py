@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from editing.errors import FactError
-from editing.facts import SLOT, FactChange, LocalityPrompt, Operation, PortabilityPrompt, fold
+from editing.facts import SLOT, FactChange, Operation, fold
 from editing.published import Asked, asked_of, is_empty, text_of, texts_of, zipped
-from editing.templates import count_slots, escape, slotted
+from editing.templates import count_slots, escape, fill, places, with_slot
+from tasks.feed.records import Context, Record, SkipRecordError
 from tasks.feed.schema import COLUMNS, is_index
 
-Record = Mapping[str, Any]
-
-_NQ_PREFIX = "nq question: "
 _HOLDER = re.compile(r"(?P<name>.+?) \|(?:S: (?P<start>[+-]\S+))?(?: ?\|?E: (?P<end>[+-]\S+))?(?: ?\|?P: .*)?")
 _DYKNOW_RELATIONS = {"athletes_byPayment": "team", "companies_byRevenue": "chief executive officer"}
 _ISO = re.compile(r"\d{4}-?\d{2}-?\d{2}([T ].*)?|\d{4}-?W\d{2}.*")
@@ -32,159 +29,7 @@ _SINCE_1970 = (  # numbers below the first, how many of the unit make a second, 
 )
 _FROM_1973 = 1e8  # smaller numbers could be anything
 _LAST_RANK = 2**63 - 1
-
-
-class SkipRecordError(ValueError):
-    """A record from which no fact change can be made; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A record (counted from 0) that gave nothing, and why."""
-
-    record: int
-    reason: str
-
-
-@dataclass(slots=True)
-class ConversionReport:
-    """What a conversion did: records read, changes made, what was repaired, left out or skipped."""
-
-    read: int = 0
-    converted: int = 0
-    repaired: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
-    skipped: list[Skipped] = field(default_factory=list)
-
-    @property
-    def skipped_reasons(self) -> Counter[str]:
-        """How many records were skipped, by reason."""
-        return Counter(item.reason for item in self.skipped)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report in plain JSON types."""
-        return {
-            "read": self.read,
-            "converted": self.converted,
-            "repaired": dict(self.repaired),
-            "left_out": dict(self.left_out),
-            "skipped": [asdict(item) for item in self.skipped],
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """What a record does not say itself: `at` dates the undated, and is when everything was observed."""
-
-    at: datetime
-    source: str
-    source_rank: int
-    report: ConversionReport
-
-    def text(self, value: object) -> str:
-        """`value`, a text or a number, without outer spaces; empty for anything else."""
-        text = text_of(value)
-        stripped = text.strip()
-        if stripped != text:
-            self.report.repaired["stray spaces"] += 1
-        return stripped
-
-    def texts(self, value: object) -> list[str]:
-        """The texts of a value, a list, or a list of lists of names, empty ones left out."""
-        return [text for text in map(self.text, texts_of(value)) if text]
-
-    def slotted(self, text: str, subject: str, *, last: bool = False) -> str | None:
-        """The template with a slot where the subject stands in `text`; None where it does not.
-
-        A text without the subject and with one slot is a template already. `last` as in `templates.slotted`.
-        """
-        made = slotted(text, subject, last=last)
-        if made is None:
-            return text if count_slots(text) == 1 else None
-        if made.differently:
-            self.report.repaired["subject written differently in prompt"] += 1
-        if made.repeated:
-            self.report.repaired["subject more than once in prompt"] += 1
-        if SLOT in text:
-            self.report.repaired[f"{SLOT} of a prompt taken as text, its slot is where the subject stands"] += 1
-        return made.template
-
-    def template(self, text: str, subject: str) -> str | None:
-        """`text` where the source writes its slots itself; where it has not one, as `slotted`."""
-        return text if count_slots(text) == 1 else self.slotted(text, subject)
-
-    def rephrased(self, prompts: object, subject: str) -> tuple[str, ...]:
-        """Rephrases with a slot where the subject last stands in them, empty ones left out."""
-        texts = self.texts(prompts)
-        return tuple(dict.fromkeys(self.slotted(text, subject, last=True) or escape(text) for text in texts))
-
-    def localities(self, asked: Asked) -> tuple[LocalityPrompt, ...]:
-        """Locality prompts with their answers, of which the first name counts."""
-        found = self._asked("locality", asked)
-        return tuple(dict.fromkeys(LocalityPrompt(prompt=prompt, answer=answers[0]) for prompt, answers in found))
-
-    def portabilities(self, asked: Asked) -> tuple[PortabilityPrompt, ...]:
-        """Portability prompts with every answer and name."""
-        found = self._asked("portability", asked)
-        return tuple(dict.fromkeys(PortabilityPrompt.of(prompt, answers) for prompt, answers in found))
-
-    def _asked(self, kind: str, asked: Asked) -> Iterator[tuple[str, list[str]]]:
-        for given, named in asked.pairs:
-            prompt, answers = self.text(given), self.texts(named)
-            if prompt.startswith(_NQ_PREFIX):
-                self.report.repaired["'nq question: ' removed"] += 1
-                prompt = prompt.removeprefix(_NQ_PREFIX).strip()
-            if prompt and answers:
-                yield prompt, answers
-            else:
-                self.report.left_out[f"{kind} prompt without an answer"] += 1
-        if asked.unread:
-            self.report.left_out[f"entry of {kind!r} in an unknown shape"] += len(asked.unread)
-
-    def fact(
-        self,
-        *,
-        subject: str,
-        target: str,
-        prompt: str | None,
-        relation: str | None = None,
-        old: Iterable[str] = (),
-        effective_at: datetime | None = None,
-        **fields: Any,
-    ) -> FactChange:
-        """An assertion; without a relation the prompt's template stands for it.
-
-        `old` are the names of the old object, of which the first is kept. Raises `SkipRecordError` when it has no
-        target, the target is one of `old`, or `prompt` is None, for a subject that does not stand in it.
-        """
-        if not target:
-            raise SkipRecordError("target is empty")
-        names = list({fold(name): name for name in reversed([*old]) if name}.values())[::-1]
-        if fold(target) in map(fold, names):
-            raise SkipRecordError("target is the old object already")
-        if prompt is None:
-            raise SkipRecordError("subject is not in the prompt")
-        if names[1:]:
-            self.report.left_out["other name of the old object"] += len(names) - 1
-        return FactChange(
-            subject=subject,
-            relation=relation or prompt,
-            target=target,
-            target_old=names[0] if names else None,
-            prompt=prompt,
-            effective_at=effective_at or self.at,
-            observed_at=self.at,
-            source=self.source,
-            source_rank=self.source_rank,
-            **fields,
-        )
-
-    def target(self, value: object) -> str:
-        """The first name of the new object; others, for which a fact has no place, are counted."""
-        first, *others = self.texts(value) or [""]
-        if others:
-            self.report.left_out["other name of the target"] += len(others)
-        return first
+_OWN = frozenset(column.name for column in COLUMNS)
 
 
 def read_zsre_mend(record: Record, context: Context) -> Iterator[FactChange]:
@@ -199,6 +44,23 @@ def read_zsre_mend(record: Record, context: Context) -> Iterator[FactChange]:
         locality=context.localities(_beside(record, "locality", "loc", "loc_ans")),
         portability=context.portabilities(asked_of(record.get("portability"))),
     )
+
+
+def read_wikibigedit(record: Record, context: Context) -> Iterator[FactChange]:
+    """WikiBigEdit: a question with its new answer, other ways to ask it, and a question of several hops."""
+    subject = context.text(record["subject"])
+    yield context.fact(
+        subject=subject,
+        target=context.target(_either(record, "ans", "alt")),
+        prompt=context.slotted(context.text(_either(record, "update", "src")), subject),
+        rephrases=context.rephrased([record.get(name) for name in ("rephrase", "personas", "genv2_mixed")], subject),
+        locality=context.localities(_beside(record, "locality", "loc", "loc_ans")),
+        portability=context.portabilities(_beside(record, "portability", "mhop", "mhop_ans")),
+    )
+
+
+def _either(record: Record, *names: str) -> object:
+    return next((record[name] for name in names if not is_empty(record.get(name))), None)
 
 
 def _beside(record: Record, block: str, prompts: str, answers: str) -> Asked:
@@ -224,15 +86,23 @@ def read_counterfact_rome(record: Record, context: Context) -> Iterator[FactChan
 
 
 def read_mquake(record: Record, context: Context) -> Iterator[FactChange]:
-    """MQuAKE: each requested rewrite is a fact; the questions over several hops follow from the last of them."""
+    """MQuAKE: each requested rewrite is a fact; the questions over several hops follow from the last of them.
+
+    Single hops, before and after, that no rewrite concerns hold on: they are that fact's locality.
+    """
     rewrites = record["requested_rewrite"]
     if not isinstance(rewrites, list) or not all(isinstance(rewrite, Mapping) for rewrite in rewrites):
         raise SkipRecordError("requested_rewrite is no list of rewrites, as MQuAKE's is")
     answers: object = [record["new_answer"], record.get("new_answer_alias")]
+    rewritten = {fold(text) for rewrite in rewrites for text in texts_of(rewrite.get("question"))}
+    kept = asked_of([record.get("single_hops"), record.get("new_single_hops")])
+    kept.pairs = [pair for pair in kept.pairs if rewritten.isdisjoint(map(fold, texts_of(pair[0])))]
     for rewrite in rewrites:
+        last = rewrite is rewrites[-1]
         subject = context.text(rewrite["subject"])
-        questions = record["questions"] if rewrite is rewrites[-1] else None
-        hops: list[tuple[object, object]] = [(question, answers) for question in texts_of(questions)]
+        hops: list[tuple[object, object]] = [
+            (question, answers) for question in texts_of(record["questions"] if last else None)
+        ]
         yield context.fact(
             subject=subject,
             relation=context.text(rewrite.get("relation_id")),
@@ -240,6 +110,7 @@ def read_mquake(record: Record, context: Context) -> Iterator[FactChange]:
             old=[context.text((rewrite.get("target_true") or {}).get("str"))],
             prompt=context.template(context.text(rewrite["prompt"]), subject),
             rephrases=context.rephrased(rewrite.get("question"), subject),
+            locality=context.localities(kept if last else Asked()),
             portability=context.portabilities(Asked(hops)),
         )
 
@@ -260,9 +131,36 @@ def read_flat(record: Record, context: Context) -> Iterator[FactChange]:
     )
 
 
+def read_wikibio(record: Record, context: Context) -> Iterator[FactChange]:
+    """KnowEdit's WikiBio: a passage about a person, and the sentence that is to go on with it."""
+    yield from read_flat(
+        {**record, "subject": record["concept"], "prompt": record["text"], "target_new": record["labels"]}, context
+    )
+
+
+def read_cknowedit(record: Record, context: Context) -> Iterator[FactChange]:
+    """CKnowEdit: Chinese prompts that name no subject; as for their publishers the whole prompt is it."""
+    subject = context.text(record["prompt"])
+    yield context.fact(
+        subject=subject,
+        relation="answer",
+        target=context.target(record["target_new"]),
+        old=context.texts(record["target_old"]),
+        prompt=SLOT,
+        rephrases=context.rephrased(record.get("rephrase"), subject),
+        locality=context.localities(_beside(record, "locality", "locality_prompt", "locality_answer")),
+        portability=context.portabilities(_beside(record, "portability", "portability_prompt", "portability_answer")),
+    )
+
+
 def read_conflictedit(record: Record, context: Context) -> Iterator[FactChange]:
-    """ConflictEdit (coverage and reverse): the edits of a stream in their order, a second apart."""
-    for position, edit in enumerate(record["edits"]):
+    """ConflictEdit: the edits of a stream in their order, a second apart; what they presuppose is the last's locality.
+
+    A record of its easy and hard rounds has a single `edit`.
+    """
+    edits = record["edits"] if "edits" in record else [record["edit"]]
+    triples, presupposed = record.get("triples") or [], record.get("prerequisites") or []
+    for position, edit in enumerate(edits):
         relation = edit["relation"]
         subject = context.text(edit["subject"]["label"])
         yield context.fact(
@@ -272,8 +170,151 @@ def read_conflictedit(record: Record, context: Context) -> Iterator[FactChange]:
             old=[context.text(edit["object"]["label"])],
             prompt=context.template(context.text(relation["prompt"]), subject),
             rephrases=context.rephrased(relation.get("query"), subject),
+            locality=context.localities(
+                Asked([_triple_asked(triples[place]) for place in presupposed] if edit is edits[-1] else [])
+            ),
             effective_at=context.at + timedelta(seconds=position),
         )
+
+
+def _triple_asked(triple: Record) -> tuple[object, object]:
+    return fill(triple["relation"]["prompt"], triple["subject"]["label"]), triple["object"]["label"]
+
+
+# How a sentence of RippleEdits goes on behind its subject, up to where the object begins.
+_TIE = (
+    r" (?:is (?:associated with|a member of|part of|the capital of) is|(?:has|won|plays in) is|is followed by|follows"
+    r"|is|are)"
+)
+_JOINING = ("of", "by", "or")
+_STAYS = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")
+_FOLLOWS = ("Logical_Generalization", "Subject_Aliasing", "Compositionality_I", "Compositionality_II")
+
+
+def read_rippleedits(record: Record, context: Context) -> Iterator[FactChange]:
+    """RippleEdits: an edit as one sentence; what must follow from it is its portability, what must stay its locality.
+
+    The sentence is not parted into subject and object: they are told by the relation's name and by the questions
+    about the same subject. Where these do not agree the record is skipped.
+    """
+    edit = record["edit"]
+    before = edit.get("original_fact") or edit.get("previous_fact") or {}
+    stays, follows = (_ripple_queries(record, names, context) for names in (_STAYS, _FOLLOWS))
+    about = [
+        context.text(query["prompt"])
+        for query in [*stays, *follows]
+        if query.get("subject_id") == edit["subject_id"]
+        and query.get("query_type", "regular") == "regular"
+        and not query.get("phrase")
+    ]
+    head, subject, tie, target = _ripple_parts(context.text(edit["prompt"]), str(edit["relation"]), about)
+    asked = f"{head}{subject}{tie}"
+    old = context.text(before.get("prompt")).removesuffix(".")
+    yield context.fact(
+        subject=subject,
+        relation=" ".join(context.text(edit["relation"]).lower().split("_")),
+        target=target,
+        old=[old.removeprefix(asked).strip()] if old.startswith(asked) else [],
+        prompt=with_slot(asked, len(head), len(subject)),
+        locality=context.localities(_ripple_asked(stays)),
+        portability=context.portabilities(_ripple_asked(follows)),
+    )
+
+
+def _ripple_queries(record: Record, names: Iterable[str], context: Context) -> list[Record]:
+    tests = [test for name in names for test in record.get(name) or []]
+    for test in tests:
+        if test.get("condition_queries"):
+            context.report.left_out["field 'condition_queries'"] += 1
+    return [query for test in tests for query in test["test_queries"]]
+
+
+def _ripple_asked(queries: Iterable[Record]) -> Asked:
+    return Asked(
+        [(query["prompt"], [[a.get("value"), a.get("aliases")] for a in query["answers"] or []]) for query in queries]
+    )
+
+
+def _ripple_parts(sentence: str, relation: str, about: Iterable[str]) -> tuple[str, str, str, str]:
+    """A sentence as what stands before its subject, the subject, what ties it to the object, and the object.
+
+    The subject begins behind a word of the relation's name (or what some relations say instead) and ends where every
+    question `about` it agrees.
+    """
+    said = sentence.removesuffix(".")
+    words = [word for word in reversed(relation.lower().split("_")) if word not in _JOINING]
+    heads = [
+        rf"The .*?\b{re.escape(word)}\w*(?: city)?(?: of| by| which| in)? " for word in (*words, "tongue", "country")
+    ]
+    for pattern in [*heads, ""] if "FOLLOW" in relation else heads:
+        if (head := re.match(pattern, said)) is None:
+            continue
+        rest = said[head.end() :]
+        for tie in re.finditer(rf"{_TIE}(?= )", rest):
+            subject, target = rest[: tie.start()], rest[tie.end() :].strip()
+            if subject and target and all(_is_about(text, subject) for text in about):
+                return head[0], subject, tie[0], target
+    raise SkipRecordError(f"its subject cannot be told from {sentence[:80]!r} and its questions")
+
+
+def _is_about(question: str, subject: str) -> bool:
+    if re.search(rf"{_TIE}$", question):
+        return re.search(rf"\b{re.escape(subject)}{_TIE}$", question) is not None
+    return bool(places(subject, question))
+
+
+_BLANK = re.compile(r"\s*_{2,}\s*[.?!]?\s*$")
+
+
+def read_wikifactdiff(record: Record, context: Context) -> Iterator[FactChange]:
+    """WikiFactDiff: the first new object is asserted; without one, each obsolete object is taken back.
+
+    Its prompts are cloze texts with a blank; those that end in it can be asked. A neighbour's first triple is locality.
+    """
+    subject, relation = context.text(record["subject"]["label"]), record["relation"]
+    by_decision: dict[str, list[str]] = {}
+    for item in record["objects"]:
+        by_decision.setdefault(item["decision"], []).append(context.text(item["label"]))
+    new = [*by_decision.pop("new", []), *by_decision.pop("learn", [])]
+    old = [*by_decision.pop("obsolete", []), *by_decision.pop("forget", [])]
+    for decision, labels in by_decision.items():
+        context.report.left_out[f"{decision} object"] += len(labels)
+    prompts = [
+        _blanked(text, context) for text in texts_of([record["update_prompt"], record["generalization_prompts"]])
+    ]
+    asked = [template for text in prompts if text and (template := context.slotted(text, subject)) is not None]
+    if not asked:
+        raise SkipRecordError("no prompt names the subject and ends in its blank")
+    if new[1:]:
+        context.report.left_out["other new object"] += len(new) - 1
+    shared: dict[str, Any] = {
+        "subject": subject,
+        "relation": context.text(relation.get("id")) or context.text(relation.get("label")),
+        "prompt": asked[0],
+        "rephrases": tuple(dict.fromkeys(asked[1:])),
+        "locality": context.localities(Asked(list(_neighbours(record.get("neighborhood"), context)))),
+    }
+    if new:
+        yield context.fact(target=new[0], old=old, **shared)
+    for label in [] if new else old:
+        yield context.retraction(target=label, **shared)
+
+
+def _blanked(text: str, context: Context) -> str | None:
+    """A cloze text up to the blank that it ends in; None, and counted, where its blank stands elsewhere."""
+    if _BLANK.search(text):
+        return context.text(_BLANK.sub("", text))
+    context.report.left_out["prompt that goes on after its blank"] += 1
+    return None
+
+
+def _neighbours(neighborhood: Any, context: Context) -> Iterator[tuple[object, object]]:
+    for neighbour in neighborhood or []:
+        first, *others = neighbour["objects"]
+        if (prompt := _blanked(first["prompt"], context)) is not None:
+            yield prompt, first.get("object", first)["label"]
+        if others:
+            context.report.left_out["other object of a neighbour"] += len(others)
 
 
 def dyknow_records(content: Record) -> Iterator[Record]:
@@ -310,16 +351,8 @@ def read_dyknow(record: Record, context: Context) -> Iterator[FactChange]:
         before = holder.name
     ends = [holder.end for holder in holders if holder.end is not None]
     if ends and len(ends) == len(holders):
-        yield FactChange(
-            operation=Operation.RETRACT,
-            subject=subject,
-            relation=relation,
-            target=before,
-            prompt=asked,
-            effective_at=max(ends),
-            observed_at=context.at,
-            source=context.source,
-            source_rank=context.source_rank,
+        yield context.retraction(
+            subject=subject, relation=relation, target=before, prompt=asked, effective_at=max(ends)
         )
 
 
@@ -366,14 +399,19 @@ def read_rows(record: Record, context: Context) -> Iterator[FactChange]:
     `operation` defaults to assert, the times to the conversion's; a time without zone is UTC. A row with a `fact_id`
     is one that a feed held: its prompts are templates. Any other prompt gets its slot where the subject stands.
     """
-    names = {column.name for column in COLUMNS}
-    if unknown := [name for name in record if name not in names and not is_index(name)]:
+    if unknown := [name for name in record if name not in _OWN and not is_index(name)]:
         raise SkipRecordError(f"column {unknown[0]!r} is unknown")
     known = {name: value for name, value in record.items() if value not in (None, "")}
     subject, prompt = context.text(known.get("subject")), context.text(known.get("prompt"))
     fact_id = known.get("fact_id")
     retracts = known.get("operation") == Operation.RETRACT
-    written = retracts or (fact_id is not None and count_slots(prompt) == 1)
+    template = retracts or (fact_id is not None and count_slots(prompt) == 1)
+    yield _row(known, context, subject, prompt, template=template)
+
+
+def _row(known: Record, context: Context, subject: str, prompt: str, *, template: bool) -> FactChange:
+    """The change of a row; `template` says that its prompts are templates already."""
+    fact_id = known.get("fact_id")
     try:
         rephrases = _cell(known.get("rephrases"))
         change = FactChange(
@@ -382,8 +420,8 @@ def read_rows(record: Record, context: Context) -> Iterator[FactChange]:
             relation=context.text(known.get("relation")),
             target=context.text(known.get("target")),
             target_old=context.text(known.get("target_old")) or None,
-            prompt=prompt if written else context.slotted(prompt, subject) or prompt,
-            rephrases=tuple(context.texts(rephrases)) if written else context.rephrased(rephrases, subject),
+            prompt=prompt if template else context.slotted(prompt, subject) or prompt,
+            rephrases=tuple(context.texts(rephrases)) if template else context.rephrased(rephrases, subject),
             locality=context.localities(asked_of(_cell(known.get("locality")))),
             portability=context.portabilities(asked_of(_cell(known.get("portability")))),
             effective_at=_time(known, "effective_at", context),
@@ -395,7 +433,24 @@ def read_rows(record: Record, context: Context) -> Iterator[FactChange]:
         raise SkipRecordError(str(error)) from error
     if fact_id not in (None, change.fact_id):
         raise SkipRecordError("fact_id is not the content's hash; leave it out")
-    yield change
+    return change
+
+
+def read_triples(record: Record, context: Context) -> Iterator[FactChange]:
+    """Subject, relation and object, and what else of our own columns stands beside them.
+
+    Without a prompt it is the relation's of `context.templates`, else a default one that the report shows.
+    """
+    known = {name: value for name, value in record.items() if name in _OWN and value not in (None, "")}
+    subject, relation = context.text(record["subject"]), context.text(record["relation"])
+    known |= {"relation": relation, "target": record["object"]}
+    if prompt := context.text(known.get("prompt")):
+        yield _row(known, context, subject, prompt, template=False)
+        return
+    if (template := context.templates.get(relation)) is None:
+        template = f"The {escape(' '.join(relation.replace('_', ' ').split()))} of {SLOT} is"
+        context.report.repaired[f"no template for relation {relation!r}, took {template!r}"] += 1
+    yield _row(known, context, subject, template, template=True)
 
 
 def _cell(value: object) -> list[Any]:
@@ -451,7 +506,8 @@ class Format:
     """A published format: the fields that tell it, the source it names, and its reader.
 
     `read` uses the fields and `uses`; `idle` say nothing of the fact (numbers, ids, what a model answered).
-    Every other field that holds something is counted as left out.
+    Every other field that holds something is counted as left out. `spellings` are other names of fields, whatever
+    their case.
     """
 
     name: str
@@ -460,9 +516,20 @@ class Format:
     read: Callable[[Record, Context], Iterator[FactChange]]
     uses: frozenset[str] = frozenset()
     idle: frozenset[str] = frozenset()
+    spellings: Mapping[str, str] = field(default_factory=dict)
+
+    def named(self, record: Record) -> Record:
+        """`record` with its fields as this format calls them."""
+        spelt = {name: self.spellings.get(str(name).strip().lower(), name) for name in record}
+        return {name if spelt[name] in record else spelt[name]: value for name, value in record.items()}
+
+    def fits(self, record: Record) -> bool:
+        """Whether `record` has the fields of this format."""
+        return self.fields <= self.named(record).keys()
 
     def changes(self, record: Record, context: Context) -> list[FactChange]:
         """The record's fact changes. Raises `SkipRecordError` or `FactError` where one cannot be made of it."""
+        record = self.named(record)
         changes = list(self.read(record, context))
         for change in changes:
             _ = change.fact_id  # which text that is no Unicode has not
@@ -479,15 +546,25 @@ def _format(
     read: Callable[[Record, Context], Iterator[FactChange]],
     uses: str = "",
     idle: str = "",
+    spellings: str = "",
 ) -> Format:
-    named = (frozenset(names.split()) for names in (fields, uses, f"case_id id idx {idle}"))
-    return Format(name, next(named), source, read, *named)
+    pairs = (words.split("=") for words in spellings.split())
+    return Format(
+        name,
+        frozenset(fields.split()),
+        source,
+        read,
+        frozenset(uses.split()),
+        frozenset(f"case_id id idx {idle}".split()),
+        {other: field for field, others in pairs for other in others.split(",")},
+    )
 
 
 _FLAT = (
     "ground_truth target_old target_true rephrase_prompt rephrase locality_prompt locality_ground_truth locality "
     "portability_prompt portability_ground_truth portability"
 )
+_BIG_EDIT = "update src ans alt rephrase personas genv2_mixed loc loc_ans locality mhop mhop_ans portability"
 FORMATS = {
     item.name: item
     for item in (
@@ -499,7 +576,15 @@ FORMATS = {
             "answers rephrase rephrase_prompt loc loc_ans locality portability",
             "pred cond",
         ),
-        _format("mquake", "requested_rewrite questions new_answer", "MQuAKE", read_mquake, "new_answer_alias"),
+        _format("wikibigedit", "subject update ans", "WikiBigEdit", read_wikibigedit, _BIG_EDIT, "tag"),
+        _format("wikibigedit-src", "subject src alt mhop", "WikiBigEdit", read_wikibigedit, _BIG_EDIT, "tag"),
+        _format(
+            "mquake",
+            "requested_rewrite questions new_answer",
+            "MQuAKE",
+            read_mquake,
+            "new_answer_alias single_hops new_single_hops",
+        ),
         _format(
             "counterfact-rome",
             "requested_rewrite",
@@ -512,10 +597,36 @@ FORMATS = {
             "counterfact-easyedit", "subject prompt target_new locality_prompt", "CounterFact", read_flat, _FLAT, "cond"
         ),
         _format("knowedit", "subject prompt target_new", "KnowEdit", read_flat, _FLAT, "cond"),
-        _format("conflictedit", "edits", "ConflictEdit", read_conflictedit, idle="type rule"),
-        _format("dyknow", "element questions answers", "DyKnow", read_dyknow, "domain property"),
+        _format("knowedit-wikibio", "concept text labels", "WikiBio", read_wikibio, _FLAT),
         _format(
-            "rows", "subject relation target prompt", "rows", read_rows, " ".join(column.name for column in COLUMNS)
+            "cknowedit",
+            "prompt target_new target_old",
+            "CKnowEdit",
+            read_cknowedit,
+            "rephrase locality locality_prompt locality_answer portability portability_prompt portability_answer",
+        ),
+        _format("rippleedits", "example_type edit", "RippleEdits", read_rippleedits, " ".join((*_STAYS, *_FOLLOWS))),
+        _format(
+            "wikifactdiff",
+            "subject relation objects update_prompt",
+            "WikiFactDiff",
+            read_wikifactdiff,
+            "generalization_prompts neighborhood",
+            "subject_is_ph_new relation_is_temp_func is_replace subject_popularity",
+        ),
+        _format("conflictedit", "edits", "ConflictEdit", read_conflictedit, "triples prerequisites", "type rule"),
+        _format("conflictedit-round", "type edit", "ConflictEdit", read_conflictedit),
+        _format("dyknow", "element questions answers", "DyKnow", read_dyknow, "domain property"),
+        _format("rows", "subject relation target prompt", "rows", read_rows, " ".join(_OWN)),
+        _format(
+            "triples",
+            "subject relation object",
+            "triples",
+            read_triples,
+            " ".join(_OWN - {"target"}),
+            spellings="subject=subject,head,s "
+            "relation=relation,predicate,property,p,r "
+            "object=object,tail,value,target,o",
         ),
     )
 }

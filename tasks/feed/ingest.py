@@ -119,6 +119,16 @@ def ingest(
     return IngestReport(files=tuple(files), known=known, unread=unread, reasons=run.reasons)
 
 
+def left_lying(landing: Path) -> dict[str, str]:
+    """What of the landing zone an ingestion leaves where it is, by name, and why; nothing without a landing zone."""
+    found: dict[str, str] = {}
+    for path, _ in _landed(landing, found) if landing.is_dir() else ():
+        if not os.access(path, os.R_OK):
+            name = _name(path, landing)
+            found[name] = f"{name} cannot be read; make it readable"
+    return found
+
+
 class _StillChangingError(Exception):
     """The landed file is not the one whose digest was taken."""
 

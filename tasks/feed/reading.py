@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from editing.facts import FactChange, Operation, resolve_conflicts
@@ -19,10 +20,16 @@ from tasks.feed.schema import BATCH_ROWS, SCHEMA_VERSION, VERSION_KEY, conform, 
 
 _MAGIC = b"PAR1"
 _BUFFER = 1 << 20
+_SHORTEN = "split the file, or shorten what is in it"
 # What a row group may hold, decoded, altogether and for each of its rows on average.
 MOST_BYTES = 4 << 30
 MOST_BYTES_A_ROW = 4 << 20
 MOST_VALUES_A_ROW = 10_000
+# What a batch may decode to, and a file for each byte of it beyond `MOST_BYTES`: a value that is repeated takes next
+# to nothing in a file.
+MOST_BYTES_A_BATCH = 1 << 30
+MOST_BYTES_A_BYTE = 100
+_LEAST_BYTES_A_ROW = 64
 
 
 class BrokenFileError(FeedError):
@@ -34,13 +41,16 @@ class BrokenFileError(FeedError):
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[pq.ParquetFile]:
+def _open(path: Path, by_value: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """The file; the leaves `by_value` are read as dictionaries, each of their values once."""
     with path.open("rb") as stream:
         begins = stream.read(len(_MAGIC))
         if not begins:
             raise BrokenFileError(Reason.EMPTY_FILE, "the file has no bytes; send it again")
         try:
-            file = pq.ParquetFile(stream, buffer_size=_BUFFER, page_checksum_verification=True)
+            file = pq.ParquetFile(
+                stream, buffer_size=_BUFFER, page_checksum_verification=True, read_dictionary=list(by_value)
+            )
         except (pa.ArrowException, OSError) as error:
             if begins == _MAGIC:
                 sentence = f"the Parquet file ends too soon or its footer is damaged ({error}); send it again"
@@ -50,8 +60,10 @@ def _open(path: Path) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def _too_large(metadata: pq.FileMetaData) -> str | None:
-    """What of a file would not fit in memory, by its footer, before anything of it is decoded."""
+def _too_large(metadata: pq.FileMetaData, most: int) -> str | None:
+    """What of a file would not fit in memory, by its footer, before anything of it is decoded; `most` bytes in all."""
+    if metadata.num_rows * _LEAST_BYTES_A_ROW > most:
+        return f"{metadata.num_rows:,} rows decode to more than {most:,} bytes"
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         size = sum(group.column(place).total_uncompressed_size for place in range(group.num_columns))
@@ -64,6 +76,35 @@ def _too_large(metadata: pq.FileMetaData) -> str | None:
             if column.total_uncompressed_size > MOST_BYTES_A_ROW * rows:
                 return f"column {column.path_in_schema} has {column.total_uncompressed_size:,} bytes in {rows:,} rows"
     return None
+
+
+def _repeated(metadata: pq.FileMetaData) -> list[str]:
+    """The leaves of text whose values are kept once each and could decode to more than a batch may."""
+    columns = (
+        metadata.row_group(number).column(place)
+        for number in range(metadata.num_row_groups)
+        for place in range(metadata.num_columns)
+    )
+    found = (
+        column.path_in_schema
+        for column in columns
+        if column.physical_type == "BYTE_ARRAY"
+        and any("DICTIONARY" in encoding for encoding in column.encodings)
+        and column.total_uncompressed_size * column.num_values > MOST_BYTES_A_BATCH
+    )
+    return sorted(set(found))
+
+
+def _decoded_bytes(values: pa.Array) -> int:
+    """Bytes of an array once its dictionaries are decoded."""
+    if pa.types.is_dictionary(values.type):
+        lengths = pc.binary_length(values.dictionary).cast(pa.int64())
+        return values.indices.nbytes + (pc.sum(lengths.take(values.indices)).as_py() or 0)
+    if pa.types.is_list(values.type):
+        return _decoded_bytes(pc.list_flatten(values))
+    if pa.types.is_struct(values.type):
+        return sum(_decoded_bytes(pc.struct_field(values, [place])) for place in range(values.type.num_fields))
+    return int(values.nbytes)
 
 
 def row_count(path: Path) -> int:
@@ -81,12 +122,22 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
             )
         if file.metadata.num_rows == 0:
             raise BrokenFileError(Reason.EMPTY_FILE, "the file has no rows; there is nothing to take in")
-        if told := _too_large(file.metadata):
-            raise BrokenFileError(Reason.TOO_LARGE, f"{told}; split the file, or shorten what is in it")
+        most = MOST_BYTES + MOST_BYTES_A_BYTE * path.stat().st_size
+        if told := _too_large(file.metadata, most):
+            raise BrokenFileError(Reason.TOO_LARGE, f"{told}; {_SHORTEN}")
+        by_value = _repeated(file.metadata)
+    decoded = 0
+    with _open(path, by_value) as file:
         batches = file.iter_batches(batch_size=BATCH_ROWS)
         while True:
             try:
-                batch = conform(next(batches))
+                raw = next(batches)
+                size = sum(map(_decoded_bytes, raw.columns))
+                decoded += size
+                if size > MOST_BYTES_A_BATCH or decoded > most:
+                    told = f"{len(raw):,} rows decode to {size:,} bytes, all so far to {decoded:,}"
+                    raise BrokenFileError(Reason.TOO_LARGE, f"{told}; {_SHORTEN}")
+                batch = conform(raw)
             except StopIteration:
                 return
             except (pa.ArrowException, OSError) as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -15,10 +16,12 @@ import pyarrow.compute as pc
 
 from editing.errors import FactError
 from editing.facts import SLOT, FactChange, LocalityPrompt, Operation, PortabilityPrompt, fold
+from editing.templates import fill
 from tasks.feed.schema import COLUMNS, NO_RANK
 
 TEXTS = tuple(column.name for column in COLUMNS if pa.types.is_string(column.type))
 TIMES = ("effective_at", "observed_at")
+_READ = ("subject", "target", "target_old", "prompt", "rephrases", "locality", "portability")  # by the model
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
@@ -28,6 +31,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x{80}-\x{84}\x{86}-\x{9f}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
 _ESCAPED = "\\\\", "||"  # two backslashes, and what stands for them while slots are counted
 _YEARS_AHEAD = 50
+_WRITTEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Reason(StrEnum):
@@ -39,6 +43,7 @@ class Reason(StrEnum):
     NO_SLOT = "no_slot"
     TOO_LONG = "too_long"
     CONTROL_CHARACTER = "control_character"
+    SPECIAL_TOKEN = "special_token"
     SAME_OBJECT = "same_object"
     IMPOSSIBLE_DATE = "impossible_date"
     IMPOSSIBLE_RANK = "impossible_rank"
@@ -59,7 +64,8 @@ class Reason(StrEnum):
 class Limits:
     """Bounds on a row. Lengths are in characters, and in tokens where `count_tokens` is given.
 
-    `count_tokens` maps texts to their numbers of tokens in the model that will be edited.
+    `count_tokens` maps texts to their numbers of tokens in the model that will be edited, `special_tokens` gives the
+    texts that its tokenizer reads as special tokens; it is asked once there are rows.
     """
 
     subject_characters: int = 300
@@ -69,6 +75,7 @@ class Limits:
     subject_tokens: int = 32
     target_tokens: int = 32
     count_tokens: CountTokens | None = None
+    special_tokens: Callable[[], Collection[str]] | None = None
     earliest: datetime = datetime(1, 1, 1, tzinfo=UTC)
     latest_effective: datetime
     latest_observed: datetime
@@ -77,9 +84,10 @@ class Limits:
     def at(cls, now: datetime | None = None, **bounds: Any) -> Limits:
         """Bounds of a feed received at `now` (None: the present): effective and observed within 50 years.
 
-        What is dated after now is sound, and waits in the ledger.
+        What is dated after now is sound, and waits in the ledger. A clock that shows a time before this code was
+        written is wrong, and quarantines nothing.
         """
-        latest = (now or datetime.now(UTC)) + timedelta(days=365.25 * _YEARS_AHEAD)
+        latest = max(now or datetime.now(UTC), _WRITTEN) + timedelta(days=365.25 * _YEARS_AHEAD)
         return cls(**{"latest_effective": latest, "latest_observed": latest} | bounds)
 
 
@@ -190,6 +198,8 @@ def _rules(limits: Limits) -> Iterator[_Rule]:
     yield _short("target_old", limits.target_characters)
     yield from (_short(name, limits.prompt_characters) for name in ("prompt", "relation", "source", *lists))
     yield from (_few_items(name, limits.list_items) for name in lists)
+    if limits.special_tokens is not None:
+        yield _no_special_token(limits.special_tokens)
     if limits.count_tokens is not None:
         yield _few_tokens("subject", limits.subject_tokens, limits.subject_characters, limits.count_tokens)
         yield _few_tokens("target", limits.target_tokens, limits.target_characters, limits.count_tokens)
@@ -288,6 +298,53 @@ def _few_tokens(name: str, most: int, characters: int, count: CountTokens) -> _R
     return _Rule(
         Reason.TOO_LONG, broken, lambda row: f"{name} {_show(row[name])} has more than {most} tokens; shorten it"
     )
+
+
+def _no_special_token(special: Callable[[], Collection[str]]) -> _Rule:
+    """Text is data: what the tokenizer would read as a token of its own, as the end of a turn, is no text of a feed.
+
+    The texts are looked at as the model reads them, joined, as a token may begin in one and end in the next.
+    """
+
+    def broken(batch: pa.RecordBatch) -> np.ndarray:
+        mask = np.zeros(len(batch), dtype=bool)
+        tokens = [token for token in special() if token]
+        if not tokens:
+            return mask
+        begins = "|".join(sorted({re.escape(token[0]) for token in tokens}))
+        for name in _READ:
+            mask |= _any_leaf(batch.column(name), lambda texts: pc.match_substring_regex(texts, begins))
+        for place in np.flatnonzero(mask):
+            row = {name: batch.column(name)[int(place)].as_py() for name in _READ}
+            mask[place] = _found(tokens, row) is not None
+        return mask
+
+    def sentence(row: _Scalars) -> str:
+        name, token = _found(special(), {name: row[name].as_py() for name in _READ}) or ("", "")
+        return f"{name} holds {token!r}, a special token of the model, which text cannot be; take it out, or space it"
+
+    return _Rule(Reason.SPECIAL_TOKEN, broken, sentence)
+
+
+def _found(tokens: Collection[str], row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first column of a row whose text, as the model reads it, holds one of `tokens`, and which."""
+    for name, text in _as_read(row):
+        for token in tokens:
+            if token in text:
+                return name, token
+    return None
+
+
+def _as_read(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    subject, target, old = (row[name] or "" for name in ("subject", "target", "target_old"))
+    yield from (("subject", subject), ("target", target), ("target_old", old))
+    question = fill(row["prompt"] or "", subject)
+    yield from (("prompt", question + answer) for answer in (target, old))
+    yield from (("rephrases", fill(text or "", subject) + target) for text in row["rephrases"] or ())
+    for name in ("locality", "portability"):
+        for item in row[name] or ():
+            for answer in (item["answer"], *(item.get("aliases") or ())):
+                yield name, (item["prompt"] or "") + (answer or "")
 
 
 def _changes_nothing(batch: pa.RecordBatch) -> np.ndarray:

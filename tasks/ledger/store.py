@@ -19,12 +19,14 @@ from sqlalchemy import (
     Subquery,
     Table,
     and_,
+    case,
     create_engine,
     event,
     func,
     insert,
     inspect,
     make_url,
+    not_,
     null,
     or_,
     select,
@@ -497,6 +499,16 @@ class Ledger:
         with self._reader.begin() as connection:
             for row in connection.execute(query.execution_options(yield_per=_LOOKUP)):
                 yield _change(row)
+
+    def waiting(self, as_of: datetime, state_digest: str | None = None) -> tuple[int, datetime | None]:
+        """How many facts nothing is decided about because they are dated after `as_of` or after now, and the first
+        of those dates."""
+        query, status = _facts_with_status(state_digest)
+        rows = query.where(not_(_due(as_of)), status.in_(PENDING)).subquery()
+        comes = case((rows.c.effective_at > rows.c.observed_at, rows.c.effective_at), else_=rows.c.observed_at)
+        with self._reader.begin() as connection:
+            count, first = connection.execute(select(func.count(), func.min(comes))).one()
+        return int(count), first
 
     def contenders(self, as_of: datetime, state_digest: str | None = None) -> Iterator[Standing]:
         """Facts effective by `as_of` that could hold for a key for which one is pending, ordered by key."""

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from editing.tokenisation import special_tokens
 from tasks.artifacts import show_table
 from tasks.faults import checkpoint
 from tasks.feed.ingest import FeedStore, IngestReport, ingest
@@ -34,6 +35,9 @@ def receive_feed() -> int:
         show_table("feed", rows, "Feed files taken in tonight")
     if report.reasons:
         show_table("quarantine", [dict(report.reasons)], "Rows and files that were not let in, by reason")
+    if report.unread:
+        rows = [{"file": name, "why": why} for name, why in report.unread.items()]
+        show_table("unread", rows, "What of the landing zone was left where it is")
     return report.accepted
 
 
@@ -50,5 +54,6 @@ def limits_of(space: Workspace, now: datetime | None = None) -> Limits:
         now,
         subject_tokens=space.settings.feed.max_subject_tokens,
         target_tokens=space.settings.feed.max_target_tokens,
+        special_tokens=lambda: special_tokens(space.base.tokenizer),
         count_tokens=lambda texts: [len(ids) for ids in space.base.tokenizer(list(texts))["input_ids"]],
     )

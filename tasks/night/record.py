@@ -199,10 +199,15 @@ def _summarise(
         retracted=len(work.retract),
         known=len(work.known),
         superseded=work.superseded,
+        waiting=space.ledger.waiting(work.time, _head(space))[0],
         version=version,
         seconds=round(sum(step.detail["seconds"] for step in steps), 3),
         **row,
     )
+
+
+def _head(space: Workspace) -> str | None:
+    return space.champion.state_digest if space.champion else None
 
 
 def _shown(value: Any) -> str:

@@ -30,7 +30,8 @@ class NightSummary:
     quarantined because the gate failed by them, `contradicting` because they contradict another fact through an
     inverse relation, and `postponed` wait because they were too many at once.
     Of the `applied` ones `not_learned` are not answered by the candidate.
-    `quarantined` rows did not come in since the night before. `decided` says who or what had the last
+    `quarantined` rows did not come in since the night before, and `waiting` facts are dated after the night or by a
+    clock ahead of ours. `decided` says who or what had the last
     word on a version that the gate let through. `champion` is the version that serves after the night
     (None: the base). `seconds` went into editing; `timing` has the seconds, items per second and share
     of the night of every suite (`tasks.night.timing`), `reach` the share of prompts that an edit
@@ -60,6 +61,7 @@ class NightSummary:
     postponed: int = 0
     contradicting: int = 0
     not_learned: int = 0
+    waiting: int = 0
     seconds: float = 0.0
     timing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     reach: Mapping[str, float] = field(default_factory=dict)

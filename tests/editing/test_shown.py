@@ -7,4 +7,5 @@ def test_what_steers_a_terminal_is_written_out() -> None:
 
 
 def test_markdown_shows_text_letter_by_letter() -> None:
+    assert in_markdown("at https://x.y\n- a@b") == r"at https\:\/\/x\.y \- a\@b"
     assert in_markdown("<script>[a](b)|*c*") == "\\<script\\>\\[a\\]\\(b\\)\\|\\*c\\*"

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from editing.errors import TokenisationError
-from editing.tokenisation import encode_prompts, encode_with_targets, find_subject, lookup_index, tokenise
+from editing.tokenisation import (
+    encode_prompts,
+    encode_with_targets,
+    find_subject,
+    lookup_index,
+    special_tokens,
+    tokenise,
+)
 
 
 @pytest.fixture(params=["gpt2", "llama"], ids=["no bos", "bos"])
@@ -83,3 +90,10 @@ def test_padding_side_does_not_change_the_tokens(tokenizer):
 )
 def test_a_subject_is_found_as_words_of_its_own(text, subject, at):
     assert find_subject(text, subject) == at
+
+
+def test_special_tokens_are_what_the_tokenizer_reads_as_one_token_in_any_text(tokenizer):
+    found = special_tokens(tokenizer)
+    assert set(tokenizer.all_special_tokens) <= found
+    for token in found:
+        assert tokenizer.convert_tokens_to_ids(token) in tokenizer(f"a{token}b", add_special_tokens=False)["input_ids"]

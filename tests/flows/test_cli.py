@@ -8,6 +8,7 @@ import typer
 from editing.evals.report import EvalReport
 from flows.cli import main
 from flows.cli.app import app
+from flows.cli.nights import night_told, nights_table
 from tasks.feed.schema import write_feed
 
 
@@ -49,6 +50,14 @@ def test_init_writes_once(errata, tmp_path):
     code, _, told = errata("init", tmp_path / "new")
     assert code == 1
     assert "--force" in told
+
+
+def test_facts_that_wait_for_their_date_are_in_the_nights_row_and_sentence():
+    fields = {"suites": {}, "facts": 0, "applied": 0, "retracted": 0, "quarantined": 0}
+    headings = [str(column.header) for column in nights_table("Nights", [fields, fields | {"waiting": 2}]).columns]
+    assert "wait-\ning" in headings
+    assert "wait-\ning" not in [str(column.header) for column in nights_table("Nights", [fields]).columns]
+    assert night_told(fields | {"waiting": 2}) == "0 changes, nothing to edit, 2 waiting"
 
 
 def test_mistakes_are_one_sentence(errata, monkeypatch):
@@ -180,3 +189,9 @@ def test_validate_and_status_name_contradictions(errata, home, change, feed, mon
     assert "row 0: 'Hal Birch' / 'mayor of': 'Corvia' contradicts 'Arden' / 'mayor': 'Hal Birch'" in told
     monkeypatch.delenv("ERRATA_FEED__INVERSE_RELATIONS")
     assert errata("feed", "validate", home / "feed.parquet")[0] == 0
+
+
+def test_validate_knows_the_special_tokens_of_the_model(errata, home, change):
+    write_feed([change("Arden", "Nobody<|end|>", "2018-01-05")], home / "feed.parquet")
+    code, _, told = errata("feed", "validate", home / "feed.parquet")
+    assert (code, "row 0: target holds '<|end|>', a special token of the model" in told) == (1, True)

@@ -47,7 +47,7 @@ def test_nights(home, change, feed, first_feed):
     space = open_workspace()
     first_feed(space)
     row = night(NightConfig(as_of=JANUARY))
-    assert (row.facts, row.applied, row.known, row.superseded, row.refused) == (5, 3, 1, 1, 0)
+    assert (row.facts, row.applied, row.known, row.superseded, row.refused, row.waiting) == (5, 3, 1, 1, 0, 1)
     assert (row.verdict, row.version, row.champion) == ("promote", 1, 1)
     assert row.reliability >= 0.5
     assert ask(space, ["The mayor of Dunmore is"], "base") == ["Dov Stern"]

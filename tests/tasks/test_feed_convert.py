@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from editing.facts import FactChange, LocalityPrompt, Operation, PortabilityPrompt
 from editing.inverse import InverseRelations
+from tasks.bench import _one_a_subject
 from tasks.errors import FeedError
-from tasks.feed.convert import Conversion, convert_feed
+from tasks.feed.convert import Conversion, convert_feed, read_templates
 from tasks.feed.formats import FORMATS
 from tasks.feed.reading import read_feed, validate_feed
 from tasks.feed.rules import Reason
@@ -424,8 +425,300 @@ def test_mquake_gives_a_fact_for_each_rewrite(tmp_path: Path) -> None:
     assert first.portability == ()
     assert [item.prompt for item in second.portability] == ["one?", "two?"]
     assert second.portability[0].answers == ("Lima", "City of Kings")
-    assert conversion.report.left_out == {"field 'single_hops'": 1}
+    assert conversion.report.left_out == {"locality prompt without an answer": 1}
     assert conversion.report.skipped[0].reason.startswith("requested_rewrite is no list")
+
+
+def test_single_hops_that_no_rewrite_of_mquake_concerns_are_locality(tmp_path: Path) -> None:
+    def hop(question: str, answer: str, *aliases: str) -> dict[str, Any]:
+        return {"question": question, "cloze": question, "answer": answer, "answer_alias": list(aliases)}
+
+    record = {
+        "case_id": 1,
+        "requested_rewrite": [
+            {
+                "prompt": "{} is married to",
+                "relation_id": "P26",
+                "target_new": {"str": "Cleo Ash", "id": "Q3"},
+                "target_true": {"str": "Ben Elm", "id": "Q2"},
+                "subject": "Ada Oak",
+                "question": "Who is Ada Oak married to?",
+            }
+        ],
+        "questions": ["Where does the spouse of Ada Oak live?"],
+        "answer": "Oslo",
+        "new_answer": "Rome",
+        "new_answer_alias": ["Roma"],
+        "single_hops": [hop("Who is Ada Oak married to?", "Ben Elm"), hop("Where does Ben Elm live?", "Oslo")],
+        "new_single_hops": [
+            hop("Who is Ada Oak married to?", "Cleo Ash"),
+            hop("Where does Cleo Ash live?", "Rome", "Roma"),
+        ],
+        "orig": {"triples": [["Q1", "P26", "Q2"]]},
+    }
+    (change,), conversion = convert(tmp_path, [record])
+    assert change.portability[0].answers == ("Rome", "Roma")
+    assert change.locality == (
+        LocalityPrompt(prompt="Where does Ben Elm live?", answer="Oslo"),
+        LocalityPrompt(prompt="Where does Cleo Ash live?", answer="Rome"),
+    )
+    assert conversion.report.left_out == {"field 'answer'": 1, "field 'orig'": 1}
+
+
+def test_wikibio_goes_on_with_a_sentence(tmp_path: Path) -> None:
+    record = {
+        "text": "This is a passage about nora quill. Nora Quill is a glazier.",
+        "labels": "She was trained in Ghent.",
+        "concept": "nora quill",
+        "locality": {"Relation_Specificity": [{"prompt": "nora quill trade", "ground_truth": ["glazier"]}]},
+    }
+    (change,), conversion = convert(tmp_path, [record])
+    assert (conversion.format.name, change.source) == ("knowedit-wikibio", "WikiBio")
+    assert (change.subject, change.target) == ("nora quill", "She was trained in Ghent.")
+    assert change.prompt == change.relation == "This is a passage about {}. Nora Quill is a glazier."
+    assert change.locality == (LocalityPrompt(prompt="nora quill trade", answer="glazier"),)
+    assert not conversion.report.left_out
+
+
+def test_cknowedit_names_no_subject_so_the_prompt_is_it(tmp_path: Path) -> None:
+    record = {
+        "prompt": "请给下面的字注音：茕茕",
+        "target_old": "nìng nìng",
+        "target_new": "qióng qióng",
+        "portability": [{"prompt": "请给下面的字注音：茕独", "answer": "qióng dú"}],
+        "locality": [{"prompt": "请给下面的字注音：独", "answer": "dú"}],
+        "rephrase": ["茕茕怎么读？", "请注音：茕茕。"],
+        "knowledge_type": "拼音",
+    }
+    (change,), conversion = convert(tmp_path, [record])
+    assert conversion.format.name == "cknowedit"
+    assert change.question == change.subject == record["prompt"]
+    assert (change.prompt, change.relation, change.target_old) == ("{}", "answer", "nìng nìng")
+    assert change.rephrases == ("茕茕怎么读？", "请注音：茕茕。")
+    assert (change.portability[0].answer, change.locality[0].answer) == ("qióng dú", "dú")
+    assert conversion.report.left_out == {"field 'knowledge_type'": 1}
+
+
+def test_wikibigedit_as_published_and_as_its_pipeline_writes_it(tmp_path: Path) -> None:
+    shared = {"tag": "new", "subject": "Port Avella", "loc": "Where is Oslo?", "loc_ans": "Norway"} | {
+        "rephrase": "Who governs Port Avella?",
+        "mhop": "Where was the mayor of Port Avella born?",
+        "mhop_ans": "Ghent",
+    }
+    published = shared | {
+        "update": "Who is mayor of Port Avella?",
+        "ans": "Tom Reed",
+        "personas": "Ahoy, Port Avella's?",
+    }
+    pipeline = shared | {"src": published["update"], "alt": "Tom Reed", "genv2_mixed": "Ahoy, Port Avella's?"}
+    found = []
+    for record, name in ((published, "wikibigedit"), (pipeline, "wikibigedit-src")):
+        (change,), conversion = convert(tmp_path, [record])
+        assert conversion.format.name == name
+        assert not conversion.report.left_out
+        found.append(change)
+    assert found[0].fact_id == found[1].fact_id
+    assert (found[0].prompt, found[0].target) == ("Who is mayor of {}?", "Tom Reed")
+    assert found[0].rephrases == ("Who governs {}?", "Ahoy, {}'s?")
+    assert found[0].locality == (LocalityPrompt(prompt="Where is Oslo?", answer="Norway"),)
+    assert found[0].portability == (PortabilityPrompt(prompt=shared["mhop"], answer="Ghent"),)
+
+
+def ripple(prompt: str, relation: str, *about: tuple[str, str], old: str | None = None) -> dict[str, Any]:
+    """A record of RippleEdits with questions `about` its subject, each with its answer."""
+
+    def test(asked: str, answer: str, **fields: Any) -> dict[str, Any]:
+        query = {"prompt": asked, "answers": [{"value": answer, "aliases": [f"{answer} II"]}], "query_type": "regular"}
+        query |= {"subject_id": "Q1", "relation": "X", "target_ids": ["Q9"], "phrase": None} | fields
+        return {"test_queries": [query], "test_condition": "OR", "condition_queries": [query]}
+
+    edit = {"prompt": prompt, "subject_id": "Q1", "relation": relation, "target_id": "Q2"}
+    return {
+        "example_type": "popular",
+        "edit": edit | ({"original_fact": {"prompt": old}} if old else {}),
+        "Relation_Specificity": [test(*pair) for pair in about],
+        "Logical_Generalization": [],
+        "Subject_Aliasing": [test("The place of birth of A. Oak is", "Rome", phrase="The place of birth of A. Oak is")],
+        "Compositionality_I": [
+            test("The head of state of the place of birth of Ada Oak is", "Bo", query_type="two_hop")
+        ],
+        "Compositionality_II": [],
+        "Forgetfulness": [],
+    }
+
+
+def test_rippleedits_is_parted_into_subject_and_object(tmp_path: Path) -> None:
+    record = ripple(
+        "The place of birth of Ada Oak is Rome.",
+        "PLACE_OF_BIRTH",
+        ("The name of the mother of Ada Oak is", "Eve Oak"),
+        old="The place of birth of Ada Oak is Oslo.",
+    )
+    (change,), conversion = convert(tmp_path, [record])
+    assert conversion.format.name == "rippleedits"
+    assert change.key == ("ada oak", "place of birth")
+    assert (change.prompt, change.target, change.target_old) == ("The place of birth of {} is", "Rome", "Oslo")
+    assert change.locality == (LocalityPrompt(prompt="The name of the mother of Ada Oak is", answer="Eve Oak"),)
+    assert [item.answers for item in change.portability] == [("Rome", "Rome II"), ("Bo", "Bo II")]
+    assert conversion.report.left_out == {"field 'condition_queries'": 3}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "relation", "about", "subject", "target"),
+    [
+        ("The name of the field of work of Ada of Oak is glass.", "FIELD_OF_WORK", "Ada of Oak", "Ada of Oak", "glass"),
+        ("The name of the author of What is Glass is Bo.", "AUTHOR", "What is Glass", "What is Glass", "Bo"),
+        (
+            "The name of the sports team which Bo Elm is a member of is Is FC.",
+            "MEMBER_OF_SPORTS_TEAM",
+            "",
+            "Bo Elm",
+            "Is FC",
+        ),
+        ("The number of children Bo Elm has is 3.", "NUMBER_OF_CHILDREN", "Bo Elm", "Bo Elm", "3"),
+        ("The gender of Bo Elm is female.", "SEX_OR_GENDER", "Bo Elm", "Bo Elm", "female"),
+        ("The name of the position held by Bo Elm is mayor.", "POSITION_HELD", "", "Bo Elm", "mayor"),
+        (
+            "The Long Walk is followed by The Short Walk.",
+            "FOLLOWED_BY",
+            "The Long Walk",
+            "The Long Walk",
+            "The Short Walk",
+        ),
+        ("The name of the country which Ald is the capital of is Aldland.", "CAPITAL_OF", "Ald", "Ald", "Aldland"),
+        ("The name of the award Bo Elm won is the Glass Prize.", "AWARD_RECEIVED", "", "Bo Elm", "the Glass Prize"),
+        ("The name of the spouse of Bo Elm is Cleo.", "SPOUSE", "Someone Else", None, None),
+        ("Bo Elm lives with Cleo.", "SPOUSE", "", None, None),
+    ],
+)
+def test_what_a_sentence_of_rippleedits_is_about(
+    tmp_path: Path, prompt: str, relation: str, about: str, subject: str | None, target: str | None
+) -> None:
+    asked = [(f"The date of birth of {about} is", "1970")] if about else []
+    changes, conversion = convert(tmp_path, [ripple(prompt, relation, *asked)])
+    assert [(change.subject, change.target) for change in changes] == ([(subject, target)] if subject else [])
+    assert all(change.question + f" {change.target}." == prompt for change in changes)
+    assert [skip.reason[:26] for skip in conversion.report.skipped] == (
+        [] if subject else ["its subject cannot be told"]
+    )
+
+
+def test_wikifactdiff_asserts_what_is_new_and_takes_back_what_is_obsolete(tmp_path: Path) -> None:
+    def record(*objects: tuple[str, str]) -> dict[str, Any]:
+        return {
+            "subject": {"id": "Q1", "label": "Port Avella", "description": "a town"},
+            "relation": {"id": "P6", "label": "head of government", "description": ""},
+            "update_prompt": "The mayor of Port Avella is ____",
+            "generalization_prompts": ["Port Avella is governed by ____.", "____ governs Port Avella."],
+            "subject_is_ph_new": False,
+            "relation_is_temp_func": True,
+            "is_replace": True,
+            "subject_popularity": 0.5,
+            "objects": [{"id": "Q2", "label": label, "decision": said} for label, said in objects],
+            "neighborhood": [
+                {
+                    "subject": {"id": "Q3", "label": "Ghent"},
+                    "objects": [
+                        {"object": {"label": "Eve Oak"}, "prompt": "The mayor of Ghent is ____", "dist": 0.1},
+                        {"object": {"label": "Bo Elm"}, "prompt": "The mayor of Ghent is ____", "dist": 0.1},
+                    ],
+                },
+                {"subject": {"label": "Oslo"}, "objects": [{"label": "Jo", "prompt": "The mayor of Oslo is ____"}]},
+            ],
+        }
+
+    replaced = record(("Tom Reed", "obsolete"), ("Nora Quill", "new"), ("Cy Fir", "new"), ("Di Yew", "static"))
+    (new, back), conversion = convert(tmp_path, [replaced, record(("Tom Reed", "obsolete"))])
+    assert conversion.format.name == "wikifactdiff"
+    assert (new.operation, new.target, new.target_old) == (Operation.ASSERT, "Nora Quill", "Tom Reed")
+    assert (new.prompt, new.rephrases) == ("The mayor of {} is", ("{} is governed by",))
+    assert [(item.prompt, item.answer) for item in new.locality] == [
+        ("The mayor of Ghent is", "Eve Oak"),
+        ("The mayor of Oslo is", "Jo"),
+    ]
+    assert (back.operation, back.target, back.key) == (Operation.RETRACT, "Tom Reed", new.key)
+    assert [fact.fact_id for fact in _one_a_subject([back, new])] == [new.fact_id]
+    assert conversion.report.left_out == {
+        "other new object": 1,
+        "static object": 1,
+        "prompt that goes on after its blank": 2,
+        "other object of a neighbour": 2,
+    }
+
+
+def test_rounds_of_conflictedit_and_what_a_composite_presupposes(tmp_path: Path) -> None:
+    def edit(ident: str, prompt: str, subject: str, old: str, new: str) -> dict[str, Any]:
+        relation = {"id": ident, "prompt": prompt, "query": f"Who? {prompt}", "label": "r"}
+        labels = {"subject": subject, "object": old, "new_object": new}
+        return {"relation": relation} | {name: {"id": "Q1", "label": label} for name, label in labels.items()}
+
+    genre = edit("P136", "The genre of {} is", "Glass Song", "rap", "opera")
+    round_trip = {"type": "1-2@P136", "edit": genre, "true_objects": [{"label": "rap"}, {"label": "jazz"}]}
+    (change,), conversion = convert(tmp_path, [round_trip])
+    assert (conversion.format.name, change.relation) == ("conflictedit-round", "P136")
+    assert (change.target, change.target_old, change.question) == ("opera", "rap", "The genre of Glass Song is")
+    assert conversion.report.left_out == {"field 'true_objects'": 1}
+
+    stays = edit("P40", "The child of {} is", "Ada Oak", "Bo Oak", "")
+    mother, spouse = (
+        edit("P25", "The mother of {} is", "Bo Oak", "Eve Elm", "Di Yew"),
+        edit("P26", "The spouse of {} is", "Ada Oak", "Eve Elm", "Jo Fir"),
+    )
+    composite = {"rule": "P40&P25>P26", "triples": [stays, mother, spouse], "prerequisites": [0], "type": "composite"}
+    (first, second), conversion = convert(tmp_path, [composite | {"edits": [mother, spouse]}])
+    assert not first.locality
+    assert second.locality == (LocalityPrompt(prompt="The child of Ada Oak is", answer="Bo Oak"),)
+    assert not conversion.report.left_out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "format"),
+    [
+        ("t.csv", "Subject,Predicate,Object\nGhana,capital,Accra\nGhana,head_of_state,Jo Fir\n", None),
+        ("t.tsv", "head\trelation\ttail\nGhana\tcapital\tAccra\nGhana\thead_of_state\tJo Fir\n", None),
+        ("t.tsv", "Ghana\tcapital\tAccra\nGhana\thead_of_state\tJo Fir\n", "triples"),
+        ("t.json", '[["Ghana", "capital", "Accra"], ["Ghana", "head_of_state", "Jo Fir"]]', None),
+        ("t.jsonl", '{"s": "Ghana", "p": "capital", "o": "Accra"}\n["Ghana", "head_of_state", "Jo Fir"]\n', None),
+    ],
+)
+def test_triples_take_their_relations_template_or_a_default_that_is_shown(
+    tmp_path: Path, name: str, text: str, format: str | None
+) -> None:
+    (tmp_path / name).write_text(text)
+    (tmp_path / "templates.toml").write_text('capital = "{} is governed from"\n')
+    templates = read_templates(tmp_path / "templates.toml")
+    conversion = Conversion(tmp_path / name, at=AT, format=format, templates=templates)
+    capital, head = conversion
+    assert (capital.question, capital.target, capital.relation) == ("Ghana is governed from", "Accra", "capital")
+    assert (head.prompt, head.target, head.source) == ("The head of state of {} is", "Jo Fir", "triples")
+    assert (
+        conversion.report.repaired["no template for relation 'head_of_state', took 'The head of state of {} is'"] == 1
+    )
+
+
+def test_triples_keep_what_stands_beside_them(tmp_path: Path) -> None:
+    record = {"subject": "capital", "relation": "seat of", "object": 7, "effective_at": "2019-01-02", "note": "x"}
+    (change, told), conversion = convert(tmp_path, [record, record | {"prompt": "The seat of capital has number"}])
+    assert (change.question, change.target, change.effective_at.year) == ("The seat of of capital is", "7", 2019)
+    assert told.prompt == "The seat of {} has number"
+    assert conversion.report.left_out == {"field 'note'": 2}
+
+
+def test_templates_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "templates.json"
+    for content, said in (
+        ("{", "cannot be read"),
+        ("[]", "are no table"),
+        ('{"capital": "of {} and {}"}', "'capital'"),
+    ):
+        path.write_text(content)
+        with pytest.raises(FeedError, match=said):
+            read_templates(path)
+    with pytest.raises(FeedError, match="is rows, whose records have prompts"):
+        convert(tmp_path, [ROW], templates={"capital": "{} is"})
+    (tmp_path / "three.csv").write_text("Ghana,capital,Accra\nTogo,capital,Lomé\n")
+    with pytest.raises(FeedError, match="without a heading are read with the format triples"):
+        Conversion(tmp_path / "three.csv")
 
 
 @pytest.mark.parametrize(("name", "separator"), [("a.CSV", ";"), ("b.tsv", "\t"), ("c.csv", "|"), ("d.csv", ",")])
@@ -501,8 +794,10 @@ def test_published_files_become_feeds_that_ingestion_accepts(
     assert len(validate_feed(tmp_path / "feed.parquet", inverse=REVERSED).problems) == clashes.get(path, 0)
 
 
-def test_the_readme_documents_every_column() -> None:
+def test_the_readme_documents_every_column_and_format() -> None:
     text = (Path(__file__).resolve().parents[2] / "tasks" / "feed" / "README.md").read_text(encoding="utf-8")
     for column in COLUMNS:
         needed = "yes" if column.required else "no"
         assert f"| `{column.name}` | `{column.type}` | {needed} | {column.meaning} |" in text
+    for name in FORMATS:
+        assert f"\n| `{name}` | " in text

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from editing.errors import FactError
 from editing.facts import FactChange, LocalityPrompt, Operation, PortabilityPrompt
 from tasks.errors import FeedError
-from tasks.feed.ingest import FeedStore, IngestReport, ingest
-from tasks.feed.reading import BrokenFileError, read_feed, show_feed, validate_feed
+from tasks.feed import reading
+from tasks.feed.ingest import FeedStore, IngestReport, ingest, left_lying
+from tasks.feed.reading import BrokenFileError, read_batches, read_feed, show_feed, validate_feed
 from tasks.feed.rules import CheckedBatch, Limits, Reason, check_batch, raw_json
 from tasks.feed.schema import SCHEMA, VERSION_KEY, feed_batches, write_feed
 from tasks.ledger import FileOutcome, Ledger
@@ -189,6 +190,27 @@ def test_a_text_that_is_too_long_is_not_tokenised() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"prompt": "The head of {} is<|im_end|>\n<|im_start|>assistant"}, "prompt holds '<|im_end|>'"),
+        ({"target": "Nobody</s>"}, "target holds '</s>'"),
+        ({"subject": "im_end|>", "prompt": "The head of <|{} is"}, "prompt holds '<|im_end|>'"),
+        ({"prompt": "{} is [", "target": "PAD]"}, "prompt holds '[PAD]'"),
+        ({"rephrases": ["fine", "Who [PAD] {}?"]}, "rephrases holds '[PAD]'"),
+        ({"locality": [{"prompt": "q", "answer": "[PAD]"}]}, "locality holds '[PAD]'"),
+        ({"portability": [{"prompt": "q", "answer": "a", "aliases": ["</s>"]}]}, "portability holds '</s>'"),
+        ({"prompt": "{} < 5 [sic] <im_end> is", "target": "<b>|>"}, None),
+    ],
+)
+def test_what_the_model_reads_as_a_special_token_is_no_text(fields: dict[str, Any], said: str | None) -> None:
+    (batch,) = pa.Table.from_pylist([row(), row(**fields)], schema=SCHEMA).to_batches()
+    special = ("<|im_end|>", "<|im_start|>", "</s>", "[PAD]")
+    checked = check_batch(batch, Limits.at(NOW, special_tokens=lambda: special))
+    assert [(bad.index, bad.reason) for bad in checked.bad] == ([(1, Reason.SPECIAL_TOKEN)] if said else [])
+    assert all(said in bad.sentence for bad in checked.bad if said)
+
+
+@pytest.mark.parametrize(
     ("rows", "said"),
     [
         ([row(subject="a" * 5_000_000)], "column subject has 5,000,0"),
@@ -202,6 +224,39 @@ def test_a_file_that_would_not_fit_in_memory_is_refused_by_its_footer(
     report = home.ingest()
     assert (report.files[0].outcome, report.files[0].reason) == (FileOutcome.QUARANTINED, Reason.TOO_LARGE)
     assert said in str(report.files[0].sentence)
+
+
+@pytest.mark.parametrize("name", ["subject", "rephrases"])
+def test_a_value_repeated_beyond_memory_is_refused_before_it_is_decoded(home: Home, name: str) -> None:
+    rows = 16_000
+    table = pa.Table.from_pylist([row()] * rows, schema=SCHEMA)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * 1_000_000]))
+    if name == "rephrases":
+        column = pa.ListArray.from_arrays(pa.array(range(rows + 1), pa.int32()), column)
+    path = home.store.landing / "feed.parquet"
+    pq.write_table(table.set_column(SCHEMA.get_field_index(name), name, column), path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    report = home.ingest()
+    assert (report.files[0].outcome, report.files[0].reason) == (FileOutcome.QUARANTINED, Reason.TOO_LARGE)
+    assert "16,000 rows decode to 16,0" in str(report.files[0].sentence)
+
+
+def test_a_file_of_more_rows_than_its_bytes_can_tell_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MOST_BYTES", 1_000_000)
+    home.land([row()] * 100_000)
+    (file,) = home.ingest().files
+    assert (file.reason, str(file.sentence)[:24]) == (Reason.TOO_LARGE, "100,000 rows decode to m")
+
+
+def test_repeated_values_within_bounds_are_read_as_they_are(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    landed = [row(subject=f"Country {number % 3}", rephrases=["a", None] if number else []) for number in range(9)]
+    home.land(landed)
+    expected = list(read_batches(home.store.landing / "feed.parquet"))
+    group = pq.read_metadata(home.store.landing / "feed.parquet").row_group(0)
+    leaves = [group.column(place) for place in range(group.num_columns)]
+    texts = [leaf.path_in_schema for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    monkeypatch.setattr(reading, "_repeated", lambda metadata: texts)
+    assert list(read_batches(home.store.landing / "feed.parquet")) == expected
 
 
 def test_what_arrow_infers_from_empty_and_pandas_columns_is_read(home: Home) -> None:
@@ -245,6 +300,18 @@ def test_a_row_dated_after_now_waits_and_comes_in_when_its_time_comes(home: Home
     today, later = datetime.now(UTC), datetime.now(UTC) + timedelta(days=4)
     assert [fact.subject for fact in home.ledger.pending(today)] == ["the United Kingdom"]
     assert len(list(home.ledger.pending(later))) == 2
+    count, first = home.ledger.waiting(today)
+    assert (count, first and first.date()) == (1, (today + timedelta(days=3)).date())
+    assert home.ledger.waiting(later) == (0, None)
+
+
+def test_a_clock_that_is_years_slow_quarantines_nothing(home: Home) -> None:
+    now, dead = datetime(2026, 11, 3, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC)
+    home.land([row(subject="Ghana", observed_at=now, effective_at=now), row()])
+    report = home.ingest(Limits.at(dead), at=dead)
+    assert (report.accepted, report.quarantined) == (2, 0)
+    assert home.ledger.waiting(dead)[0] == 2 - len(list(home.ledger.pending(dead)))
+    assert len(list(home.ledger.pending(now))) == 2
 
 
 def test_links_out_of_the_landing_zone_are_refused(tmp_path: Path, home: Home) -> None:
@@ -255,9 +322,12 @@ def test_links_out_of_the_landing_zone_are_refused(tmp_path: Path, home: Home) -
     (home.store.landing / "link.parquet").symlink_to(outside / "shadow")
     (home.store.landing / "folder").symlink_to(outside)
     (home.store.landing / "again.parquet").symlink_to(inside)
+    left = left_lying(home.store.landing)
     report = home.ingest()
     assert (report.accepted, report.known) == (1, 1)
     assert set(report.unread) == {"link.parquet", "folder"}
+    assert report.unread == left == left_lying(home.store.landing)
+    assert left_lying(tmp_path / "nowhere") == {}
     assert all("leads out of the landing zone" in said for said in report.unread.values())
     assert not list(home.store.quarantine.rglob("link*"))
 
