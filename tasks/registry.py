@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
@@ -23,6 +23,7 @@ from requests import RequestException
 from tasks.errors import TasksError, without_password
 from tasks.settings import MLFLOW_PORT
 from tasks.version_files import STATE_FOLDER, VersionFiles
+from tasks.waiting import Patient
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +70,8 @@ class Registry:
     def __init__(self, tracking_uri: str, *, name: str, artifacts: Path, cache: Path) -> None:
         self.name = name
         self._cache = cache
-        self._client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        self._client = cast(MlflowClient, Patient(client, f"MLflow at {tracking_uri}"))
         self._tracking_uri = tracking_uri
         self._files = VersionFiles(self._client, tracking_uri)
         self._artifacts = str(artifacts) if tracking_uri.startswith("sqlite:") else None

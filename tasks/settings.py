@@ -60,6 +60,11 @@ QUIET = {
 }
 
 
+# Of a request to MLflow's server: seconds without a byte, and how often it is made again, with growing pauses.
+PATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5"}
+HASTY = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+
+
 class SettingsError(TasksError, ValueError):
     """A setting is unknown, of the wrong type, or its file cannot be read."""
 
@@ -418,12 +423,13 @@ def _placed(suite: SuiteSettings, root: Path) -> SuiteSettings:
     return suite.model_copy(update={"path": path, "dataset": dataset, "options": options})
 
 
-def activate(settings: Settings) -> None:
+def activate(settings: Settings, *, patient: bool = True) -> None:
     """Point Prefect into the home folder, unless the user gave it a server or a home; quiet the terminal.
 
-    Call it before the first import of `prefect`: Prefect reads its environment once, on import.
+    MLflow's server is waited for as long as a night may need, or, not `patient`, as long as a person does. Call it
+    before the first import of `prefect`: Prefect reads its environment once, on import.
     """
-    defaults = dict(QUIET)
+    defaults = QUIET | (PATIENT if patient else HASTY)
     if settings.prefect_api_url:
         defaults["PREFECT_API_URL"] = settings.prefect_api_url
     elif not _has_own_prefect():

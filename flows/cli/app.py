@@ -2,57 +2,116 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib import metadata
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from flows.cli import almanac, bench, calibrate, catch_up, champion, evals, explain, facts, feed, model, plan, recipe
-from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, shown, table
+from flows.cli.console import (
+    EVERY_DAY,
+    PANELS,
+    RESEARCH,
+    SET_UP,
+    UNDO,
+    WIDTH_OF_FILES,
+    bars,
+    err,
+    out,
+    print_json,
+    shown,
+    speak,
+    table,
+)
 from flows.cli.nights import NIGHT_COLUMNS, night_row, night_told, print_timing
+from tasks.log import log, open_log
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
+from tasks.waiting import require_prefect
 
 if TYPE_CHECKING:
     from flows.replay import Answer, ReplayedNight
 
+
+class _InPanels(TyperGroup):
+    """Commands by panel, the daily ones first."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        panels = [str(getattr(self.commands[name], "rich_help_panel", None)) for name in self.commands]
+        order = sorted(zip(panels, self.commands, strict=True), key=lambda item: PANELS.index(item[0]))
+        return [name for _, name in order]
+
+
 app = typer.Typer(
+    cls=_InPanels,
     help="Keeps a deployed language model's facts up to date, every night, without touching its weights.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(model.app, name="model", rich_help_panel=SET_UP)
+app.add_typer(feed.app, name="feed", rich_help_panel=SET_UP)
+app.add_typer(plan.app)
+app.command(rich_help_panel=SET_UP)(calibrate.calibrate)
 app.add_typer(champion.app)
 app.add_typer(facts.app)
 app.add_typer(explain.app)
-app.add_typer(feed.app, name="feed")
-app.add_typer(model.app, name="model")
-app.add_typer(recipe.app, name="recipe")
-app.add_typer(bench.app, name="bench")
-app.add_typer(almanac.app, name="almanac")
-app.add_typer(evals.suites_app, name="suites")
-app.add_typer(plan.app)
-app.command()(calibrate.calibrate)
-app.command("catch-up")(catch_up.catch_up)
-app.command("eval")(evals.evaluate)
-app.command()(evals.retention)
+app.command("eval", rich_help_panel=RESEARCH)(evals.evaluate)
+app.command(rich_help_panel=RESEARCH)(evals.retention)
+app.add_typer(evals.suites_app, name="suites", rich_help_panel=RESEARCH)
+app.add_typer(bench.app, name="bench", rich_help_panel=RESEARCH)
+app.add_typer(recipe.app, name="recipe", rich_help_panel=RESEARCH)
+app.command("catch-up", rich_help_panel=RESEARCH)(catch_up.catch_up)
+app.add_typer(almanac.app, name="almanac", rich_help_panel=RESEARCH)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 SHOWN = 20
+WORK = ("night", "replay", "catch-up", "retract", "promote", "rollback", "compact", "canary", "recipe", "deploy")
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"errata {metadata.version('errata')}")
+        raise typer.Exit
 
 
 @app.callback()
-def prepare(context: typer.Context) -> None:
-    """Read the settings and point Prefect at the workspace before anything imports it."""
-    if context.invoked_subcommand != "init" and "--help" not in sys.argv:
-        activate(load_settings())
+def prepare(
+    context: typer.Context,
+    told: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print Errata's version.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only, no progress.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The log too, on stderr, and tracebacks.")] = False,
+) -> None:
+    """Read the settings, check them, open the log and point Prefect at the workspace, before anything heavy starts."""
+    speak(quiet=quiet, verbose=verbose)
+    if context.invoked_subcommand == "init" or "--help" in sys.argv:
+        return
+    from tasks.checks import check_room, check_settings
+
+    settings = load_settings()
+    open_log(settings.home)
+    log.info("errata %s", shlex.join(sys.argv[1:]))
+    check_settings(settings, with_model=context.invoked_subcommand != "model")
+    work = context.invoked_subcommand in WORK
+    if work:
+        check_room(settings)
+    activate(settings, patient=work)
+    if (work or context.invoked_subcommand == "approve") and (server := os.environ.get("PREFECT_API_URL")):
+        require_prefect(server)
 
 
-@app.command()
+@app.command(rich_help_panel=SET_UP)
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write it.")] = Path(),
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
@@ -69,7 +128,7 @@ def init(
     out.print(f"wrote {path}")
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def night(
     as_of: Annotated[datetime | None, typer.Option(help="Take facts effective by this time (UTC).")] = None,
     dry_run: Annotated[bool, typer.Option(help="Edit and evaluate, but register and promote nothing.")] = False,
@@ -93,7 +152,7 @@ def night(
             out.print(f"Kept out: {kept_out}; `errata status` says which facts and why", soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=RESEARCH)
 def replay(
     nights: Annotated[str, typer.Option(help="How many nights of history, or 'all'.")] = "6",
     method: Annotated[str | None, typer.Option(help="The editing method; default: the settings'.")] = None,
@@ -150,7 +209,7 @@ def _close(console: Console, replayed: Sequence[ReplayedNight], told: Sequence[A
         console.print(f"  {answer.question}\n    base: {answer.before}\n    now:  [bold]{answer.after}[/bold]")
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def ask(
     prompt: Annotated[str, typer.Argument(help="A text to go on with.")],
     version: Annotated[str, typer.Option(help="champion, challenger, base, or a version's number.")] = "champion",
@@ -175,7 +234,7 @@ def ask(
     print_json({"prompt": prompt, "version": meant, "answer": answer}) if as_json else out.print(answer, markup=False)
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def status(as_json: AsJson = False) -> None:
     """What serves now, what is waiting, and how the last night went.
 
@@ -207,7 +266,7 @@ def status(as_json: AsJson = False) -> None:
         out.print(table("\nThe last night", [night_row(found["last_night"])], NIGHT_COLUMNS))
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def history(
     fact: Annotated[str | None, typer.Argument(help="A fact's id; without it, every night and alias move.")] = None,
     as_json: AsJson = False,
@@ -235,7 +294,7 @@ def history(
         out.print(table("\nChecks of the champion", told["checks"]))
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def report(
     night: Annotated[str, typer.Argument(help="A night's date or key; default: the last one with a verdict.")] = "last",
     open_it: Annotated[bool, typer.Option("--open", help="Also open it in the browser.")] = False,
@@ -253,7 +312,7 @@ def report(
         raise SettingsError(f"no browser could be started; open {path} in one")
 
 
-@app.command()
+@app.command(rich_help_panel=UNDO)
 def release(
     facts: Annotated[list[str], typer.Argument(help="Ids of facts that the gate or the editor turned down.")],
     why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
@@ -274,7 +333,7 @@ def release(
         out.print(f"released {fact.fact_id}: {fact.question} {fact.target}", soft_wrap=True, markup=False)
 
 
-@app.command()
+@app.command(rich_help_panel=SET_UP)
 def stats(as_json: AsJson = False) -> None:
     """Compute the base's second-moment statistics now, so that the first night need not.
 
@@ -300,9 +359,9 @@ def stats(as_json: AsJson = False) -> None:
     out.print(f"corpus: {origin}", soft_wrap=True, markup=False)
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def ui() -> None:
-    """Start Prefect's and MLflow's pages on this workspace; Ctrl-C ends them.
+    """Start Prefect's and MLflow's pages on this workspace; Ctrl-C or SIGTERM ends them.
 
     Example: `errata ui`
     """
@@ -315,7 +374,7 @@ def ui() -> None:
         pages.wait()
 
 
-@app.command()
+@app.command(rich_help_panel=SET_UP)
 def deploy(
     file: Annotated[Path | None, typer.Option(help="What to register; default: deployments/prefect.yaml.")] = None,
 ) -> None:

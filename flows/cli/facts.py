@@ -8,14 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from editing.shown import printable
-from flows.cli.console import bars, err, out, print_json, shown, table
+from flows.cli.console import EVERY_DAY, UNDO, bars, errors, out, print_json, shown, table
 
 app = typer.Typer()
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 DIGITS = 12
 
 
-@app.command()
+@app.command(rich_help_panel=UNDO)
 def retract(
     facts: Annotated[list[str], typer.Argument(help="Ids of facts, or their beginnings.")],
     reason: Annotated[str, typer.Option(help="Why; it goes into the ledger with the retraction.")] = "",
@@ -42,11 +42,11 @@ def retract(
         serving = f"version {summary.champion}" if summary.champion else "the base"
         out.print(f"{summary.retracted} facts taken back; {serving} serves", soft_wrap=True)
     if held:
-        err.print(f"{summary.verdict}: the champion still holds {len(held)} of the facts", soft_wrap=True)
+        errors.print(f"{summary.verdict}: the champion still holds {len(held)} of the facts", soft_wrap=True)
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def audit(
     fact: Annotated[str, typer.Argument(help="A fact's id, its beginning, or a subject.")],
     relation: Annotated[str | None, typer.Option(help="Of a subject's facts, those of this relation.")] = None,

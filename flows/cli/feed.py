@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from editing.shown import printable
-from flows.cli.console import err, out, print_json, table
+from flows.cli.console import errors, out, print_json, table
 
 app = typer.Typer(help="Convert, validate and show feeds of fact changes.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -68,9 +68,9 @@ def validate(feed: Annotated[Path, typer.Argument(help="A Parquet feed.")], as_j
         if found.ignored:
             out.print(f"  not read: the index of pandas ({', '.join(found.ignored)})", markup=False)
         for problem in found.problems[:SHOWN]:
-            err.print(f"  row {problem.row}: {printable(problem.sentence)}", soft_wrap=True, markup=False)
+            errors.print(f"  row {problem.row}: {printable(problem.sentence)}", soft_wrap=True, markup=False)
         if len(found.problems) > SHOWN:
-            err.print(f"  and {len(found.problems) - SHOWN} more: --json lists them all")
+            errors.print(f"  and {len(found.problems) - SHOWN} more: --json lists them all")
     raise typer.Exit(1 if found.problems else 0)
 
 
