@@ -57,9 +57,13 @@ def serve_pages(settings: Settings) -> Iterator[Pages]:
         urls["MLflow"] = without_password(tracking)
     else:
         urls["MLflow"] = f"http://127.0.0.1:{MLFLOW_PORT}"
-        commands["MLflow"] = ["mlflow", "server", "--backend-store-uri", tracking, "--host", "127.0.0.1"]
+        commands["MLflow"] = ["mlflow", "server", "--host", "127.0.0.1"]
         commands["MLflow"] += ["--port", str(MLFLOW_PORT), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_BACKEND_STORE_URI": tracking,  # not an argument: those are shown to everybody on the machine
+    }
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, command in commands.items():

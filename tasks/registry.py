@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from requests import RequestException
 
 from tasks.errors import TasksError, without_password
+from tasks.moved import follow
 from tasks.settings import MLFLOW_PORT
 from tasks.version_files import STATE_FOLDER, VersionFiles
 from tasks.waiting import Patient
@@ -64,12 +65,14 @@ class Registry:
     """Runs and versions of one registered model. Every method may be called again after a crash with the same effect.
 
     `tracking_uri` is any MLflow tracking URI; `artifacts` is where an embedded (SQLite) store keeps its files,
-    and is left to the server otherwise. `cache` receives downloaded versions.
+    and is left to the server otherwise; a store that was moved with them finds them again. `cache` receives
+    downloaded versions.
     """
 
     def __init__(self, tracking_uri: str, *, name: str, artifacts: Path, cache: Path) -> None:
         self.name = name
         self._cache = cache
+        follow(tracking_uri, name, artifacts)
         client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         self._client = cast(MlflowClient, Patient(client, f"MLflow at {tracking_uri}"))
         self._tracking_uri = tracking_uri

@@ -32,7 +32,7 @@ from flows.cli.console import (
     speak,
     table,
 )
-from flows.cli.nights import NIGHT_COLUMNS, night_row, night_told, print_timing
+from flows.cli.nights import NIGHT_COLUMNS, night_row, night_rows, night_told, print_timing
 from tasks.log import log, open_log
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
 from tasks.waiting import require_prefect
@@ -202,7 +202,7 @@ def replay(
 
 
 def _close(console: Console, replayed: Sequence[ReplayedNight], told: Sequence[Answer]) -> None:
-    console.print(table("The nights", [night_row(item.summary.to_dict()) for item in replayed], NIGHT_COLUMNS))
+    console.print(table("The nights", night_rows([item.summary.to_dict() for item in replayed]), NIGHT_COLUMNS))
     print_timing(console, [item.summary.timing for item in replayed])
     console.print("\n[bold]Before and after[/bold]")
     for answer in told:
@@ -268,7 +268,7 @@ def status(as_json: AsJson = False) -> None:
 
 @app.command(rich_help_panel=EVERY_DAY)
 def history(
-    fact: Annotated[str | None, typer.Argument(help="A fact's id; without it, every night and alias move.")] = None,
+    fact: Annotated[str | None, typer.Argument(help="A fact's id; without one, every night and move.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Every night, every move of an alias and why, every check of the champion; or all that happened to one fact.
@@ -286,8 +286,9 @@ def history(
     if as_json:
         print_json(told)
         return
-    out.print(table("Nights", [night_row(row) for row in told["nights"]], NIGHT_COLUMNS))
-    if decided := [row for row in told["nights"] if row.get("decided")]:
+    rows = night_rows(told["nights"])
+    out.print(table("Nights", rows, NIGHT_COLUMNS))
+    if decided := [row for row in rows if row.get("decided")]:
         out.print(table("\nDecisions", decided, ("night", "version", "verdict", "decided")))
     out.print(table("\nAlias moves", told["moves"]))
     if told["checks"]:
@@ -296,7 +297,7 @@ def history(
 
 @app.command(rich_help_panel=EVERY_DAY)
 def report(
-    night: Annotated[str, typer.Argument(help="A night's date or key; default: the last one with a verdict.")] = "last",
+    night: Annotated[str, typer.Argument(help="A night's date or its key; default: the last.")] = "last",
     open_it: Annotated[bool, typer.Option("--open", help="Also open it in the browser.")] = False,
 ) -> None:
     """The path of a night's report: what changed, what failed and by how much, who is to blame.
@@ -314,18 +315,18 @@ def report(
 
 @app.command(rich_help_panel=UNDO)
 def release(
-    facts: Annotated[list[str], typer.Argument(help="Ids of facts that the gate or the editor turned down.")],
-    why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
+    facts: Annotated[list[str], typer.Argument(help="Ids, or their beginnings, of facts that were turned down.")],
+    reason: Annotated[str, typer.Option(help="Why; it goes into the ledger.")],
     as_json: AsJson = False,
 ) -> None:
     """Put facts from quarantine back in the queue: the next night decides about them again.
 
-    Example: `errata release 30ce1b10f4f1c4f8a8a7be7d3a41ad0f --why "the source confirmed it"`
+    Example: `errata release 30ce1b10 --reason "the source confirmed it"`
     """
     from tasks.quarantine import release as run
     from tasks.workspace import open_workspace
 
-    released = run(open_workspace(), facts, why)
+    released = run(open_workspace(), facts, reason)
     if as_json:
         print_json([fact.to_dict() | {"fact_id": fact.fact_id} for fact in released])
         return

@@ -96,8 +96,8 @@ def approve(
 def canary(as_json: AsJson = False) -> None:
     """Check the champion in a fresh process: digest, base, and the answers recorded when it was registered.
 
-    When it is not what was promoted, the last sound champion before it serves again, and the exit code is
-    1. In an outage of MLflow nothing moves, and the exit code is 1 too.
+    When it is not what was promoted, the last sound champion before it serves again. The exit code is 1 then, and
+    in an outage of MLflow, in which nothing moves.
 
     Example: `errata canary`
     """

@@ -17,7 +17,7 @@ DIGITS = 12
 
 @app.command(rich_help_panel=UNDO)
 def retract(
-    facts: Annotated[list[str], typer.Argument(help="Ids of facts, or their beginnings.")],
+    facts: Annotated[list[str], typer.Argument(help="Ids of facts, their beginnings, or subjects.")],
     reason: Annotated[str, typer.Option(help="Why; it goes into the ledger with the retraction.")] = "",
     as_of: Annotated[datetime | None, typer.Option(help="When they ceased to hold (UTC); default: now.")] = None,
     as_json: AsJson = False,
@@ -31,11 +31,12 @@ def retract(
     Example: `errata retract 3f9a01c2 --reason "the source withdrew it"`
     """
     from flows.retraction import retract as run
-    from tasks.facts.retract import still_held
+    from tasks.facts.retract import retractable, still_held
 
+    meant = retractable(facts)
     with bars():
-        summary = run(list(facts), reason=reason, as_of=as_of)
-    held = still_held(facts)
+        summary = run(meant, reason=reason, as_of=as_of)
+    held = still_held(meant)
     if as_json:
         print_json({**summary.to_dict(), "still_held": [fact.fact_id for fact in held]})
     elif not held:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from editing.shown import printable
 from flows.cli.console import errors, out, print_json, table
 
+if TYPE_CHECKING:
+    from tasks.feed.formats import ConversionReport
+
 app = typer.Typer(help="Convert, validate and show feeds of fact changes.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 SHOWN = 20
+LOST = 3  # exit code of a conversion that lost records
 
 
 @app.command()
@@ -25,26 +29,63 @@ def convert(
     at: Annotated[datetime | None, typer.Option(help="Date of changes that carry none (UTC).")] = None,
     name: Annotated[str | None, typer.Option(help="Who says so; default: the data set's name.")] = None,
     rank: Annotated[int, typer.Option(min=0, help="Trust in the source; 0 is the highest.")] = 0,
+    force: Annotated[bool, typer.Option(help="Replace an output that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a published data set as a feed: ZsRE, CounterFact, KnowEdit, DyKnow, ConflictEdit, CSV, JSON lines.
+
+    Records that gave nothing are named with their number, counted from 0, and the reason; the exit code is 3 then.
 
     Example: `errata feed convert zsre_mend_train.json var/landing/zsre.parquet`
     """
     from tasks.feed.convert import convert_feed
 
-    report = convert_feed(source, target, format=format, at=at and at.replace(tzinfo=UTC), name=name, rank=rank)
+    report = convert_feed(
+        source, target, force=force, format=format, at=at and at.replace(tzinfo=UTC), name=name, rank=rank
+    )
     if as_json:
         print_json(report.to_dict())
-        return
+    else:
+        _show_conversion(report, target)
+    if report.skipped:
+        raise typer.Exit(LOST)
+
+
+def _show_conversion(report: ConversionReport, target: Path) -> None:
     out.print(f"{report.converted} fact changes from {report.read} records in {target}", soft_wrap=True)
-    for title, counts in (
-        ("repaired", report.repaired),
-        ("left out", report.left_out),
-        ("skipped", report.skipped_reasons),
-    ):
+    for title, counts in (("repaired", report.repaired), ("left out", report.left_out)):
         for what, count in counts.most_common():
-            out.print(f"  {title}: {count} x {what}", soft_wrap=True, markup=False)
+            out.print(f"  {title}: {count} x {printable(what)}", soft_wrap=True, markup=False)
+    for skipped in report.skipped[:SHOWN]:
+        errors.print(f"  skipped: record {skipped.record}: {printable(skipped.reason)}", soft_wrap=True, markup=False)
+    if len(report.skipped) > SHOWN:
+        errors.print(f"  and {len(report.skipped) - SHOWN} more were skipped: --json lists them all")
+
+
+@app.command()
+def template(
+    target: Annotated[Path, typer.Argument(help="The CSV file to write.")],
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a CSV of two facts to start from; fill it in, and `errata feed convert` makes a feed of it.
+
+    Example: `errata feed template facts.csv`
+    """
+    from tasks.feed.schema import COLUMNS
+    from tasks.feed.template import MUST, write_template
+
+    write_template(target, force=force)
+    out.print(
+        table(
+            "Columns",
+            [{"column": c.name, "needed": "yes" if c.name in MUST else "no", "meaning": c.meaning} for c in COLUMNS],
+        )
+    )
+    out.print(
+        f"\nwrote {target}; put your facts in place of its two, then `errata feed convert {target} facts.parquet`",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from flows.cli.console import table
 
+KEY_DIGITS = 6
 NIGHT_COLUMNS = {
     "night": "night",
     "facts": "facts\nin",
@@ -39,7 +41,7 @@ def print_timing(console: Console, timings: Sequence[Mapping[str, Any]]) -> None
             "rows asked": part.asked or None,
             "rows run": part.computed if part.asked else None,
             "seconds": f"{part.seconds:.1f}",
-            "items per second": f"{part.items_per_second:.1f}",
+            "items per second": f"{part.items_per_second:.1f}" if part.items_per_second else None,
             "share": part.share,
         }
         for name, part in added_up(timings).parts.items()
@@ -52,6 +54,13 @@ def night_row(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A summary as a row under `NIGHT_COLUMNS`."""
     suites = summary["suites"]
     return {**summary, **{name: suites.get(name) for name in ("zsre", "counterfact", "mmlu", "gsm8k")}}
+
+
+def night_rows(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`night_row` of each; several of one date are told apart by the beginnings of their keys, which `report` takes."""
+    dates = Counter(summary["night"] for summary in summaries)
+    told = {row["key"]: f" {row['key'][:KEY_DIGITS]}" if dates[row["night"]] > 1 else "" for row in summaries}
+    return [{**night_row(row), "night": row["night"] + told[row["key"]]} for row in summaries]
 
 
 def night_told(summary: Mapping[str, Any]) -> str:

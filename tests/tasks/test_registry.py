@@ -44,6 +44,24 @@ def test_a_version_is_plain_files_that_come_back(registry, state):
     }
 
 
+def test_a_store_that_was_moved_finds_its_artifacts(tmp_path, state):
+    def opened(home):
+        store = home / "mlflow"
+        return Registry(f"sqlite:///{store}/mlflow.db", name="m", artifacts=store / "artifacts", cache=home / "cache")
+
+    first, then = tmp_path / "first", tmp_path / "then"
+    (first / "mlflow").mkdir(parents=True)
+    with opened(first).night_run("night-1", title="2018-01-31") as run:
+        opened(first).register(run.run_id, state, digest="d1", tags={})
+    first.rename(then)
+    moved = opened(then)
+    assert (moved.fetch(moved.get(1)) / "state.json").read_bytes() == (state / "state.json").read_bytes()
+    with moved.night_run("night-2", title="2018-02-28") as run:
+        version = moved.register(run.run_id, state, digest="d2", tags={}, parent="d1")
+    assert moved.fetch(version).is_dir()
+    assert not first.exists()
+
+
 def test_registering_twice_gives_one_version(registry, state):
     for _ in range(2):
         with registry.night_run("night-1", title="2018-01-31") as run:
