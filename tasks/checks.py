@@ -171,7 +171,7 @@ def _paths(settings: Settings, with_model: bool) -> Iterator[tuple[str, Path]]:
 
 
 def _wrong(what: str, name: object, known: Collection[str]) -> SettingsError:
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), known, n=1)
     way = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
     return SettingsError(f"{_place()}{what} cannot be {name!r}; {way}")
 

@@ -11,6 +11,7 @@ from tasks.errors import without_password
 LOG_NAME = "errata.log"
 BYTES, KEPT = 2_000_000, 3  # of a file, and how many older ones stay
 log = logging.getLogger("errata")
+log.addHandler(logging.NullHandler())
 
 
 def log_path(home: Path) -> Path:

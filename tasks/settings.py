@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
@@ -439,9 +440,15 @@ def activate(settings: Settings, *, patient: bool = True) -> None:
         os.environ.setdefault(name, value)
 
 
-def template() -> str:
-    """The text of an `errata.toml` that names every setting with its meaning and default, all commented out."""
-    lines = ["# Errata's settings. Every line shows a default; remove the # to change it.", ""]
+def template(
+    given: Mapping[str, Mapping[str, Any]] | None = None, more: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """The text of an `errata.toml` that names every setting with its meaning and default, all commented out.
+
+    Values that are `given`, by table and key, are in force in it; `more` has lines that go behind a table.
+    """
+    given, more = given or {}, more or {}
+    lines = ["# Errata's settings. Every commented line shows a default; remove the # to change it.", ""]
     tables: list[tuple[str, type[BaseModel]]] = [("", Settings)]
     for name, table in tables:
         lines += [f"[{name}]"] if name else []
@@ -450,18 +457,26 @@ def template() -> str:
             if isinstance(default, BaseModel):
                 tables.append((key, type(default)))
                 continue
+            if any(line.startswith(f"[{name}.{key}") for line in more.get(name, ())):
+                continue
             lines.append(f"# {field.description}")
-            lines.append(f"# {key} = {_toml(default)}")
-        lines.append("")
+            value = given.get(name, {}).get(key)
+            lines.append(f"# {key} = {toml_value(default)}" if value is None else f"{key} = {toml_value(value)}")
+        lines += ["", *more.get(name, ())]
     return "\n".join(lines)
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as `errata.toml` writes it; None is an empty text, which means the default."""
     if value is None:
         return '""'
     if isinstance(value, dict):
         return "{}"
-    return f'"{value}"' if isinstance(value, str | Path) else str(value).lower()
+    if isinstance(value, str | Path):
+        return json.dumps(str(value), ensure_ascii=False)  # a JSON string is a TOML one
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return str(value).lower()
 
 
 def _has_own_prefect() -> bool:

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from editing.shown import printable
 from flows.cli import almanac, bench, calibrate, catch_up, champion, evals, explain, facts, feed, model, plan, recipe
 from flows.cli.console import (
     EVERY_DAY,
@@ -34,7 +35,7 @@ from flows.cli.console import (
 )
 from flows.cli.nights import NIGHT_COLUMNS, night_row, night_rows, night_told, print_timing
 from tasks.log import log, open_log
-from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
+from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings
 from tasks.waiting import require_prefect
 
 if TYPE_CHECKING:
@@ -114,18 +115,25 @@ def prepare(
 @app.command(rich_help_panel=SET_UP)
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write it.")] = Path(),
+    model: Annotated[str | None, typer.Option(help="Hub id, imported model, folder or GGUF file.")] = None,
+    method: Annotated[str, typer.Option(help="coachhook, recipe or both.")] = "coachhook",
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
-    """Write a commented `errata.toml`.
+    """Write an `errata.toml` that runs as it is: for a model and a method, with every choice explained beside it.
 
-    Example: `errata init .`
+    It names the methods, the options of the chosen one with meaning and default, layers that fit the model, the
+    suites with their metrics, and the feed's columns.
+
+    Example: `errata init . --model ./my-model --method coachhook`
     """
+    from tasks.proposal import proposal
+
     path = folder / CONFIG_NAME
     if path.exists() and not force:
         raise SettingsError(f"{path} exists; edit it, or replace it with --force")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(template(), encoding="utf-8")
-    out.print(f"wrote {path}")
+    path.write_text(proposal(model, method), encoding="utf-8")
+    out.print(f"wrote {path}; put feeds into {path.parent / 'var' / 'landing'}, then `errata night`", soft_wrap=True)
 
 
 @app.command(rich_help_panel=EVERY_DAY)
@@ -219,19 +227,35 @@ def ask(
 ) -> None:
     """Ask the model in force, an earlier version, the champion of a moment, or the base.
 
-    As of a moment, a night's promotion counts from the time up to which the night took facts.
+    As of a moment, a night's promotion counts from the time up to which the night took facts. Where facts about the
+    prompt's subject were edited and the answer is none of theirs, the forms that they were edited in are shown.
 
     Example: `errata ask "The capital of Norway is" --version base`
     """
+    from tasks.ask import about, version_number
     from tasks.ask import ask as run
     from tasks.workspace import open_workspace
 
     if as_of is not None and version != "champion":
         raise typer.BadParameter(f"--version {version} and --as-of name two versions; give one", param_hint="--as-of")
     moment = as_of and as_of.replace(tzinfo=UTC)
-    (answer,) = run(open_workspace(), [prompt], version, max_new_tokens, moment)
+    space = open_workspace()
+    (answer,) = run(space, [prompt], version, max_new_tokens, moment)
     meant = f"champion as of {moment:%Y-%m-%d}" if moment else version
-    print_json({"prompt": prompt, "version": meant, "answer": answer}) if as_json else out.print(answer, markup=False)
+    near = about(space, prompt, answer, version, moment)
+    if as_json:
+        told = {"prompt": prompt, "version": meant, "number": version_number(space, version, moment), "answer": answer}
+        edited = [{"fact": fact.fact_id, "asked_as": fact.question, "target": fact.target} for fact in near]
+        print_json({**told, "edited": edited})
+        return
+    out.print(printable(answer), markup=False)
+    for fact in near:
+        err.print(
+            f"a fact about {printable(fact.subject)} was edited ({printable(fact.relation)}); ask it as it was edited: "
+            f"errata ask {shlex.quote(printable(fact.question))}",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 @app.command(rich_help_panel=EVERY_DAY)
