@@ -13,6 +13,7 @@ from typing import Any
 from tasks.errors import TasksError, without_password
 from tasks.log import log
 
+HUB = "the Hugging Face hub"
 SECONDS_UNTOLD = 2.0
 SECONDS_TO_ANSWER = 10.0
 waiting: logging.Logger = log.getChild("waiting")  # what a person who waits should read

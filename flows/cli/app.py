@@ -198,6 +198,7 @@ def replay(
     _close(out, replayed, highlights(replayed))
     out.print(
         "\n[bold]Where to look next[/bold]\n"
+        "  make shell       a shell with `errata` on its PATH (or: . .venv/bin/activate)\n"
         "  make ui          Prefect's and MLflow's pages: runs, plots, per-item tables, versions\n"
         "  errata history   every night, and every move of the aliases\n"
         "  errata ask 'The head of government of the United Kingdom is' --version base",
@@ -210,11 +211,13 @@ def replay(
 
 
 def _close(console: Console, replayed: Sequence[ReplayedNight], told: Sequence[Answer]) -> None:
-    console.print(table("The nights", night_rows([item.summary.to_dict() for item in replayed]), NIGHT_COLUMNS))
-    print_timing(console, [item.summary.timing for item in replayed])
-    console.print("\n[bold]Before and after[/bold]")
+    console.print("[bold]Before and after[/bold]")
     for answer in told:
-        console.print(f"  {answer.question}\n    base: {answer.before}\n    now:  [bold]{answer.after}[/bold]")
+        question, before, after = (shown(text) for text in (answer.question, answer.before, answer.after))
+        console.print(f"  {question}\n    base: {before}\n    now:  [bold]{after}[/bold]")
+    rows = night_rows([item.summary.to_dict() for item in replayed])
+    console.print(table("\nThe nights", rows, NIGHT_COLUMNS))
+    print_timing(console, [item.summary.timing for item in replayed])
 
 
 @app.command(rich_help_panel=EVERY_DAY)

@@ -30,6 +30,7 @@ from tasks.feed.formats import (
     dyknow_records,
 )
 from tasks.feed.schema import write_feed
+from tasks.waiting import HUB, waiting_for
 
 _BROKEN = "broken record"
 _SEPARATORS = ",;\t|"
@@ -219,6 +220,8 @@ def _data_set(name: str, split: str, data_files: str | None) -> Iterator[Record]
     import datasets
 
     try:
-        yield from datasets.load_dataset(name, data_files=data_files, split=split, streaming=True)
+        with waiting_for(HUB):
+            found = datasets.load_dataset(name, data_files=data_files, split=split, streaming=True)
+        yield from found
     except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         raise FeedError(f"{name} is neither a file nor a data set that can be loaded: {error}") from error
