@@ -6,6 +6,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from tasks.errors import TasksError
+
 SQLITE = "sqlite:///"
 # Where MLflow's tables keep places of artifacts.
 _COLUMNS = (
@@ -17,14 +19,28 @@ _COLUMNS = (
 )
 
 
+class StoreError(TasksError, RuntimeError):
+    """The embedded MLflow store cannot be read or written."""
+
+
 def follow(tracking_uri: str, experiment: str, artifacts: Path) -> None:
     """Make the store name `artifacts`, where its files are now, wherever it names the folder they were in before.
 
-    Only for a store that lies beside its artifacts, so that both were moved together. All of it or nothing.
+    Only for a store that lies beside its artifacts, so that both were moved together. All of it or nothing. Raises
+    `StoreError` for a store that is damaged, locked or on a full disk.
     """
     database = Path(tracking_uri.removeprefix(SQLITE))
     if not tracking_uri.startswith(SQLITE) or database.parent != artifacts.parent or not database.is_file():
         return
+    try:
+        _follow(database, experiment, artifacts)
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"MLflow's store {database} does not work ({error}); see that its disk has space, or put back a copy of it"
+        ) from error
+
+
+def _follow(database: Path, experiment: str, artifacts: Path) -> None:
     with closing(sqlite3.connect(database, timeout=60)) as store, store:
         tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if "experiments" not in tables:

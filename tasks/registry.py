@@ -240,7 +240,7 @@ class NightRun:
     @property
     def url(self) -> str:
         """The run's page, on the tracking server or on the one that `errata ui` starts for an embedded store."""
-        server = self._client.tracking_uri
+        server = without_password(self._client.tracking_uri)
         pages = server.rstrip("/") if server.startswith("http") else f"http://127.0.0.1:{MLFLOW_PORT}"
         return f"{pages}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 

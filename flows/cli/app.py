@@ -46,9 +46,11 @@ class _InPanels(TyperGroup):
     """Commands by panel, the daily ones first."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        panels = [str(getattr(self.commands[name], "rich_help_panel", None)) for name in self.commands]
-        order = sorted(zip(panels, self.commands, strict=True), key=lambda item: PANELS.index(item[0]))
-        return [name for _, name in order]
+        def place(name: str) -> int:
+            panel = getattr(self.commands[name], "rich_help_panel", None)
+            return PANELS.index(panel) if panel in PANELS else len(PANELS)
+
+        return sorted(self.commands, key=place)
 
 
 app = typer.Typer(

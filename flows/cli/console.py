@@ -43,7 +43,7 @@ def complain(sentence: str, error: BaseException | None = None, *, heading: str 
     """An error, in one sentence, on stderr; its traceback goes to the log of those who want to see everything."""
     sentence = without_password(sentence)
     errors.print(f"[red]{heading}:[/red] {shown(sentence)}", soft_wrap=True)
-    log.warning("%s: %s", heading, sentence)
+    log.warning("%s: %s", heading, sentence, extra={"shown": True})
     log.debug("its traceback", exc_info=error)
 
 
@@ -55,6 +55,8 @@ class _OnStderr(logging.Handler):
         self.setFormatter(WithoutPasswords("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "shown", False):
+            return
         err.print(f"[dim]{shown(self.format(record))}[/dim]", soft_wrap=True)
 
 

@@ -127,7 +127,10 @@ def _of_library(error: BaseException) -> str | None:
         said = _first_line(getattr(error, "orig", None) or error)
         if _disk_is_full(said):
             return FULL
-        return f"the ledger's database does not work ({said}); see that it runs and is whole, or set ledger_url"
+        return (
+            f"a database, of the ledger or of MLflow, does not work ({said}); see that it runs and is whole, put back "
+            "a copy of it, or set ledger_url"
+        )
     if _is_a(error, "mlflow.exceptions", "MlflowException"):
         if _disk_is_full(str(error)):
             return FULL

@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
+from tasks.moved import StoreError
 from tasks.registry import CHAMPION, Registry, RegistryError
 
 
@@ -60,6 +61,12 @@ def test_a_store_that_was_moved_finds_its_artifacts(tmp_path, state):
         version = moved.register(run.run_id, state, digest="d2", tags={}, parent="d1")
     assert moved.fetch(version).is_dir()
     assert not first.exists()
+
+
+def test_a_damaged_store_is_a_sentence(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(StoreError, match=r"mlflow.db does not work \(file is not a database\)"):
+        Registry(f"sqlite:///{tmp_path}/mlflow.db", name="m", artifacts=tmp_path / "artifacts", cache=tmp_path)
 
 
 def test_registering_twice_gives_one_version(registry, state):
