@@ -29,6 +29,7 @@ from flows.cli.console import (
     err,
     out,
     print_json,
+    require_text,
     shown,
     speak,
     table,
@@ -237,6 +238,7 @@ def ask(
 
     Example: `errata ask "The capital of Norway is" --version base`
     """
+    require_text(prompt)
     from tasks.ask import about, version_number
     from tasks.ask import ask as run
     from tasks.workspace import open_workspace

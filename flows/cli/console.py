@@ -65,6 +65,11 @@ def shown(text: object) -> str:
     return escape(printable(str(text)))
 
 
+def require_text(prompt: str) -> None:
+    """Raise `UnicodeEncodeError` for an argument of bytes that are no text, before anything slow starts."""
+    prompt.encode()
+
+
 def print_json(content: Any) -> None:
     """One JSON value on stdout, for scripts."""
     print(json.dumps(content, ensure_ascii=False, indent=2, default=str))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.console import EVERY_DAY, out, print_json, table
+from flows.cli.console import EVERY_DAY, out, print_json, require_text, table
 
 app = typer.Typer()
 COLUMNS = ("subject", "relation", "target", "source", "night", "version", "score")
@@ -22,6 +22,7 @@ def explain(
 
     Example: `errata explain "The head of government of the United Kingdom is"`
     """
+    require_text(prompt)
     from tasks.explain import explain as run
     from tasks.workspace import open_workspace
 

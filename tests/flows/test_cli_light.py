@@ -130,6 +130,11 @@ def test_version_quiet_verbose_and_the_log(errata, tmp_path):
     assert len(errata("feed", "show", "nowhere.parquet", "-q")[2].splitlines()) == 1
 
 
+def test_bytes_that_are_no_text_are_refused_at_once(errata):
+    for command in ("ask", "explain"):
+        assert errata(command, "The \udcff is")[2].startswith("error: there are bytes that are no UTF-8 text")
+
+
 def test_a_disk_without_room_is_refused_before_work(errata, monkeypatch):
     monkeypatch.setattr(checks, "LEAST_FREE", 10**18)
     with pytest.raises(SettingsError, match=r"the disk is full: .* has [0-9]+ MB left"):
