@@ -1,5 +1,5 @@
 # The project's vocabulary. `make night` on a fresh machine needs Python 3.11 or newer and nothing else.
-.PHONY: help setup night real smollm2 test slow processors ui check format clean
+.PHONY: help setup shell night real smollm2 test slow processors ui check format clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -23,6 +23,9 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[lm-eval,dask,gguf]' --group dev
 	touch $@
+
+shell: $(READY)  ## a shell with `errata` on its PATH
+	@PATH="$(CURDIR)/$(BIN):$$PATH" exec $${SHELL:-/bin/sh}
 
 night: $(READY)  ## replay history on the Almanac: the first six nights, or NIGHTS=all
 	$(BIN)/errata replay --nights $(NIGHTS)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tasks.errors import TasksError
+from tasks.errors import TasksError, without_password
 from tasks.settings import CONFIG_VARIABLE, Settings, find_config
 
 POOL = "errata"
@@ -41,7 +41,7 @@ def deploy_nights(settings: Settings, file: Path = DEPLOYMENTS) -> list[str]:
     _prefect(["work-pool", "create", POOL, "--type", "process", "--overwrite"], environment)
     _prefect(["deploy", "--all", "--prefect-file", str(file)], environment)
     return [
-        f"the night, the canary, promote, rollback and retract are deployed to {server}",
+        f"the night, the canary, promote, rollback and retract are deployed to {without_password(server)}",
         f"start a worker:  prefect worker start --pool {POOL}",
         "run one now:     prefect deployment run night/nightly",
     ]

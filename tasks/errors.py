@@ -2,12 +2,12 @@
 
 import re
 
-_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^@]*(?=@)")
+_PASSWORD = re.compile(r"(?<=://)([^\s/@:]*):\S*(?=@)|(?<=[?&])(\w*password)=[^\s&]*")
 
 
-def without_password(url: str) -> str:
-    """A URL as it may be shown: `***` in place of the password of its user."""
-    return _PASSWORD.sub(r"\1:***", url)
+def without_password(text: str) -> str:
+    """A URL, or a text with URLs, as it may be shown: `***` in place of every password, of a user or among options."""
+    return _PASSWORD.sub(lambda found: f"{found[2]}=***" if found[2] else f"{found[1]}:***", text)
 
 
 class TasksError(Exception):

@@ -7,7 +7,7 @@ from typing import Any
 
 from editing.editors import get_editor
 from editing.facts import FactChange
-from tasks.ask import ask
+from tasks.ask import ask, version_number
 from tasks.champion.choose import digest_of
 from tasks.ledger.records import EventKind
 from tasks.registry import CHAMPION
@@ -17,14 +17,20 @@ from tasks.workspace import Workspace
 def explain(space: Workspace, prompt: str, version: str | int = CHAMPION) -> dict[str, Any]:
     """What `version` does to `prompt`, as plain JSON types.
 
-    `edit` is the fact that answers (None: the base does), `limit` the score that it had to beat;
-    `candidates` are the best-scored facts, each with its source, night and version; `tokens` the
-    scores of CoachHooK's hooks, whose `threshold` is None while nothing is edited: no score reaches it.
+    `number` is that of the version (None: the base); `edit` is the fact that answers (None: the base does), `limit` the
+    score that it had to beat; `candidates` are the best-scored facts, each with its source, night and version;
+    `tokens` the scores of CoachHooK's hooks, whose `threshold` is None while nothing is edited: no score reaches it.
     Raises `RegistryError` when there is no such version.
     """
     digest = digest_of(space, version)
     (answer,) = ask(space, [prompt], version)
-    told: dict[str, Any] = {"prompt": prompt, "version": version, "answer": answer, "edit": None}
+    told: dict[str, Any] = {
+        "prompt": prompt,
+        "version": version,
+        "number": version_number(space, version),
+        "answer": answer,
+        "edit": None,
+    }
     if digest is None:
         return {**told, "method": "base", "asked": prompt, "limit": None, "candidates": [], "tokens": []}
     state = space.state(digest)

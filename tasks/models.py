@@ -22,6 +22,7 @@ from editing.storage import canonical_json, read_json, write_json
 from tasks.errors import TasksError
 from tasks.feed.files import file_digest
 from tasks.settings import ALMANAC, IMPORTED_NAME, Settings
+from tasks.waiting import HUB, waiting_for
 
 RECORD = "errata-model.json"
 FORMAT = 1
@@ -84,7 +85,8 @@ def import_model(
     """
     if dtype not in DTYPES:
         raise ModelImportError(f"dtype {dtype!r} cannot be imported; use one of {', '.join(DTYPES)}")
-    found = find_source(source) or fetch_model(source, revision)
+    with waiting_for(HUB):
+        found = find_source(source) or fetch_model(source, revision)
     name = _checked_name(name or _name_of(source, found))
     digest = source_digest(found)
     target = settings.models / name

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from tasks.errors import TasksError
+from tasks.errors import TasksError, without_password
 from tasks.settings import MLFLOW_PORT, PREFECT_PORT, Settings
 
 SECONDS_TO_START = 120
@@ -48,34 +49,47 @@ def serve_pages(settings: Settings) -> Iterator[Pages]:
     commands: dict[str, list[str]] = {}
     urls: dict[str, str] = {}
     if own := os.environ.get("PREFECT_API_URL"):
-        urls["Prefect"] = own.removesuffix("/api")
+        urls["Prefect"] = without_password(own).removesuffix("/api")
     else:
         urls["Prefect"] = f"http://127.0.0.1:{PREFECT_PORT}"
         commands["Prefect"] = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(PREFECT_PORT)]
     if tracking.startswith("http"):
-        urls["MLflow"] = tracking
+        urls["MLflow"] = without_password(tracking)
     else:
         urls["MLflow"] = f"http://127.0.0.1:{MLFLOW_PORT}"
-        commands["MLflow"] = ["mlflow", "server", "--backend-store-uri", tracking, "--host", "127.0.0.1"]
+        commands["MLflow"] = ["mlflow", "server", "--host", "127.0.0.1"]
         commands["MLflow"] += ["--port", str(MLFLOW_PORT), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_BACKEND_STORE_URI": tracking,  # not an argument: those are shown to everybody on the machine
+    }
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, command in commands.items():
             processes[name] = subprocess.Popen(
-                [sys.executable, "-m", *command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                [sys.executable, "-m", *command],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # a group of its own, which is ended whole
             )
         for name in processes:
             _wait_for(name, urls[name], processes[name])
         yield Pages(urls, processes)
     finally:
-        for process in processes.values():
-            process.terminate()
-        for process in processes.values():
-            try:
+        _end(list(processes.values()))
+
+
+def _end(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """End the servers with all that they have started, by force what is still there after ten seconds."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
 
 
 def _wait_for(name: str, url: str, process: subprocess.Popen[bytes]) -> None:

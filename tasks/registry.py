@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
@@ -21,8 +21,10 @@ from mlflow.exceptions import MlflowException
 from requests import RequestException
 
 from tasks.errors import TasksError, without_password
+from tasks.moved import follow
 from tasks.settings import MLFLOW_PORT
 from tasks.version_files import STATE_FOLDER, VersionFiles
+from tasks.waiting import Patient
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,13 +65,16 @@ class Registry:
     """Runs and versions of one registered model. Every method may be called again after a crash with the same effect.
 
     `tracking_uri` is any MLflow tracking URI; `artifacts` is where an embedded (SQLite) store keeps its files,
-    and is left to the server otherwise. `cache` receives downloaded versions.
+    and is left to the server otherwise; a store that was moved with them finds them again. `cache` receives
+    downloaded versions.
     """
 
     def __init__(self, tracking_uri: str, *, name: str, artifacts: Path, cache: Path) -> None:
         self.name = name
         self._cache = cache
-        self._client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        follow(tracking_uri, name, artifacts)
+        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        self._client = cast(MlflowClient, Patient(client, f"MLflow at {tracking_uri}"))
         self._tracking_uri = tracking_uri
         self._files = VersionFiles(self._client, tracking_uri)
         self._artifacts = str(artifacts) if tracking_uri.startswith("sqlite:") else None
@@ -235,7 +240,7 @@ class NightRun:
     @property
     def url(self) -> str:
         """The run's page, on the tracking server or on the one that `errata ui` starts for an embedded store."""
-        server = self._client.tracking_uri
+        server = without_password(self._client.tracking_uri)
         pages = server.rstrip("/") if server.startswith("http") else f"http://127.0.0.1:{MLFLOW_PORT}"
         return f"{pages}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 

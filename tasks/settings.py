@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
@@ -58,6 +59,11 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DO_NOT_TRACK": "true",
 }
+
+
+# Of a request to MLflow's server: seconds without a byte, and how often it is made again, with growing pauses.
+PATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5"}
+HASTY = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 
 
 class SettingsError(TasksError, ValueError):
@@ -418,12 +424,13 @@ def _placed(suite: SuiteSettings, root: Path) -> SuiteSettings:
     return suite.model_copy(update={"path": path, "dataset": dataset, "options": options})
 
 
-def activate(settings: Settings) -> None:
+def activate(settings: Settings, *, patient: bool = True) -> None:
     """Point Prefect into the home folder, unless the user gave it a server or a home; quiet the terminal.
 
-    Call it before the first import of `prefect`: Prefect reads its environment once, on import.
+    MLflow's server is waited for as long as a night may need, or, not `patient`, as long as a person does. Call it
+    before the first import of `prefect`: Prefect reads its environment once, on import.
     """
-    defaults = dict(QUIET)
+    defaults = QUIET | (PATIENT if patient else HASTY)
     if settings.prefect_api_url:
         defaults["PREFECT_API_URL"] = settings.prefect_api_url
     elif not _has_own_prefect():
@@ -433,9 +440,15 @@ def activate(settings: Settings) -> None:
         os.environ.setdefault(name, value)
 
 
-def template() -> str:
-    """The text of an `errata.toml` that names every setting with its meaning and default, all commented out."""
-    lines = ["# Errata's settings. Every line shows a default; remove the # to change it.", ""]
+def template(
+    given: Mapping[str, Mapping[str, Any]] | None = None, more: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """The text of an `errata.toml` that names every setting with its meaning and default, all commented out.
+
+    Values that are `given`, by table and key, are in force in it; `more` has lines that go behind a table.
+    """
+    given, more = given or {}, more or {}
+    lines = ["# Errata's settings. Every commented line shows a default; remove the # to change it.", ""]
     tables: list[tuple[str, type[BaseModel]]] = [("", Settings)]
     for name, table in tables:
         lines += [f"[{name}]"] if name else []
@@ -444,18 +457,26 @@ def template() -> str:
             if isinstance(default, BaseModel):
                 tables.append((key, type(default)))
                 continue
+            if any(line.startswith(f"[{name}.{key}") for line in more.get(name, ())):
+                continue
             lines.append(f"# {field.description}")
-            lines.append(f"# {key} = {_toml(default)}")
-        lines.append("")
+            value = given.get(name, {}).get(key)
+            lines.append(f"# {key} = {toml_value(default)}" if value is None else f"{key} = {toml_value(value)}")
+        lines += ["", *more.get(name, ())]
     return "\n".join(lines)
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as `errata.toml` writes it; None is an empty text, which means the default."""
     if value is None:
         return '""'
     if isinstance(value, dict):
         return "{}"
-    return f'"{value}"' if isinstance(value, str | Path) else str(value).lower()
+    if isinstance(value, str | Path):
+        return json.dumps(str(value), ensure_ascii=False)  # a JSON string is a TOML one
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return str(value).lower()
 
 
 def _has_own_prefect() -> bool:

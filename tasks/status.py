@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tasks.champion.canary import CANARY
-from tasks.errors import LedgerError
+from tasks.facts.find import find_fact
 from tasks.feed.ingest import left_lying
 from tasks.ledger import EventKind, VersionRecord
 from tasks.night.summary import finished_nights
@@ -83,17 +83,15 @@ def night_history(space: Workspace) -> dict[str, Any]:
 
 
 def fact_history(space: Workspace, fact_id: str) -> dict[str, Any]:
-    """Everything that happened to a fact. Raises `LedgerError` for an unknown id."""
-    fact = space.ledger.fact(fact_id)
-    if fact is None:
-        raise LedgerError(f"no fact {fact_id!r} was ever received; `errata status` counts those that were")
+    """Everything that happened to a fact, by its id or the id's beginning. Raises `LedgerError` for an unknown one."""
+    fact = find_fact(space.ledger, fact_id)
     events = [
         {
             "at": event.at.isoformat(timespec="seconds"),
             "what": event.kind.value,
             "detail": ", ".join(f"{name} {value}" for name, value in event.detail.items()),
         }
-        for event in space.ledger.history(fact_id)
+        for event in space.ledger.history(fact.fact_id)
     ]
     return {"fact": f"{fact.subject} / {fact.relation}: {fact.target or 'retracted'}", "events": events}
 

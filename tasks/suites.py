@@ -10,6 +10,7 @@ from editing.evals.suite import Suite
 from editing.evals.suites import load_suite
 from editing.evals.suites.hub import fetch_dataset
 from tasks.settings import Settings, SettingsError, SuiteSettings
+from tasks.waiting import HUB, waiting_for
 
 HEADLINES = {
     "zsre": "zsre.question.generated",
@@ -57,4 +58,5 @@ def suite_path(settings: Settings, source: SuiteSettings) -> Path:
         return source.path
     assert source.dataset is not None
     folder = settings.cache / "datasets"
-    return fetch_dataset(source.dataset, folder, subset=source.subset, revision=source.revision)
+    with waiting_for(HUB):
+        return fetch_dataset(source.dataset, folder, subset=source.subset, revision=source.revision)

@@ -173,6 +173,8 @@ def load_base_model(
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    if device_map is None:
+        _require_device(device)
     source = find_source(model_id)
     remembered = RememberedDigest(fingerprints, source, dtype) if fingerprints and source else None
     named, options = _arguments(model_id, source)
@@ -203,6 +205,18 @@ def load_base_model(
     weights = remembered.of(lambda: tensors_digest(Weights(model))) if remembered else None
     asked_in = find_form(tokenizer, form, system)
     return wrap_model(model, tokenizer, model_id=model_id, revision=revision, weights=weights, form=asked_in)
+
+
+def _require_device(device: str) -> None:
+    """Raise `ModelError` for a device that torch does not know or this machine does not have."""
+    try:
+        torch.empty(0, device=torch.device(device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"the model cannot go to device {device!r} ({said}); set model.device to cpu, or to one that this "
+            "machine and this build of torch have"
+        ) from error
 
 
 def _arguments(model_id: str, source: Path | None) -> tuple[str, dict[str, Any]]:

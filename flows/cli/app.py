@@ -2,75 +2,145 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from importlib import metadata
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from editing.shown import printable
 from flows.cli import almanac, bench, calibrate, catch_up, champion, evals, explain, facts, feed, model, plan, recipe
-from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, shown, table
-from flows.cli.nights import night_told, nights_table, print_timing
-from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
+from flows.cli.console import (
+    EVERY_DAY,
+    PANELS,
+    RESEARCH,
+    SET_UP,
+    UNDO,
+    WIDTH_OF_FILES,
+    bars,
+    err,
+    errors,
+    out,
+    print_json,
+    require_text,
+    shown,
+    speak,
+    table,
+)
+from flows.cli.nights import night_rows, night_told, nights_table, print_timing
+from tasks.log import log, open_log
+from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings
+from tasks.waiting import require_prefect
 
 if TYPE_CHECKING:
     from flows.replay import Answer, ReplayedNight
 
+
+class _InPanels(TyperGroup):
+    """Commands by panel, the daily ones first."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        def place(name: str) -> int:
+            panel = getattr(self.commands[name], "rich_help_panel", None)
+            return PANELS.index(panel) if panel in PANELS else len(PANELS)
+
+        return sorted(self.commands, key=place)
+
+
 app = typer.Typer(
+    cls=_InPanels,
     help="Keeps a deployed language model's facts up to date, every night, without touching its weights.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(model.app, name="model", rich_help_panel=SET_UP)
+app.add_typer(feed.app, name="feed", rich_help_panel=SET_UP)
+app.add_typer(plan.app)
+app.command(rich_help_panel=SET_UP)(calibrate.calibrate)
 app.add_typer(champion.app)
 app.add_typer(facts.app)
 app.add_typer(explain.app)
-app.add_typer(feed.app, name="feed")
-app.add_typer(model.app, name="model")
-app.add_typer(recipe.app, name="recipe")
-app.add_typer(bench.app, name="bench")
-app.add_typer(almanac.app, name="almanac")
-app.add_typer(evals.suites_app, name="suites")
-app.add_typer(plan.app)
-app.command()(calibrate.calibrate)
-app.command("catch-up")(catch_up.catch_up)
-app.command("eval")(evals.evaluate)
-app.command()(evals.retention)
+app.command("eval", rich_help_panel=RESEARCH)(evals.evaluate)
+app.command(rich_help_panel=RESEARCH)(evals.retention)
+app.add_typer(evals.suites_app, name="suites", rich_help_panel=RESEARCH)
+app.add_typer(bench.app, name="bench", rich_help_panel=RESEARCH)
+app.add_typer(recipe.app, name="recipe", rich_help_panel=RESEARCH)
+app.command("catch-up", rich_help_panel=RESEARCH)(catch_up.catch_up)
+app.add_typer(almanac.app, name="almanac", rich_help_panel=RESEARCH)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 SHOWN = 20
+WORK = ("night", "replay", "catch-up", "retract", "promote", "rollback", "compact", "canary", "recipe", "deploy")
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"errata {metadata.version('errata')}")
+        raise typer.Exit
 
 
 @app.callback()
-def prepare(context: typer.Context) -> None:
-    """Read the settings and point Prefect at the workspace before anything imports it."""
-    if context.invoked_subcommand != "init" and "--help" not in sys.argv:
-        activate(load_settings())
+def prepare(
+    context: typer.Context,
+    told: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print Errata's version.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only, no progress.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The log too, on stderr, and tracebacks.")] = False,
+) -> None:
+    """Read the settings, check them, open the log and point Prefect at the workspace, before anything heavy starts."""
+    speak(quiet=quiet, verbose=verbose)
+    if context.invoked_subcommand == "init" or "--help" in sys.argv:
+        return
+    from tasks.checks import check_room, check_settings
+
+    settings = load_settings()
+    open_log(settings.home)
+    log.info("errata %s", shlex.join(sys.argv[1:]))
+    check_settings(settings, with_model=context.invoked_subcommand != "model")
+    work = context.invoked_subcommand in WORK
+    if work:
+        check_room(settings)
+    activate(settings, patient=work)
+    if (work or context.invoked_subcommand == "approve") and (server := os.environ.get("PREFECT_API_URL")):
+        require_prefect(server)
 
 
-@app.command()
+@app.command(rich_help_panel=SET_UP)
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write it.")] = Path(),
+    model: Annotated[str | None, typer.Option(help="Hub id, imported model, folder or GGUF file.")] = None,
+    method: Annotated[str, typer.Option(help="coachhook, recipe or both.")] = "coachhook",
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
-    """Write a commented `errata.toml`.
+    """Write an `errata.toml` that runs as it is: for a model and a method, with every choice explained beside it.
 
-    Example: `errata init .`
+    It names the methods, the options of the chosen one with meaning and default, layers that fit the model, the
+    suites with their metrics, and the feed's columns.
+
+    Example: `errata init . --model ./my-model --method coachhook`
     """
+    from tasks.proposal import proposal
+
     path = folder / CONFIG_NAME
     if path.exists() and not force:
         raise SettingsError(f"{path} exists; edit it, or replace it with --force")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(template(), encoding="utf-8")
-    out.print(f"wrote {path}")
+    path.write_text(proposal(model, method), encoding="utf-8")
+    out.print(f"wrote {path}; put feeds into {path.parent / 'var' / 'landing'}, then `errata night`", soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def night(
     as_of: Annotated[datetime | None, typer.Option(help="Take facts effective by this time (UTC).")] = None,
     dry_run: Annotated[bool, typer.Option(help="Edit and evaluate, but register and promote nothing.")] = False,
@@ -96,7 +166,7 @@ def night(
         _tell_left_lying(left_lying(load_settings().landing).values())
 
 
-@app.command()
+@app.command(rich_help_panel=RESEARCH)
 def replay(
     nights: Annotated[str, typer.Option(help="How many nights of history, or 'all'.")] = "6",
     method: Annotated[str | None, typer.Option(help="The editing method; default: the settings'.")] = None,
@@ -134,6 +204,7 @@ def replay(
     _close(out, replayed, highlights(replayed))
     out.print(
         "\n[bold]Where to look next[/bold]\n"
+        "  make shell       a shell with `errata` on its PATH (or: . .venv/bin/activate)\n"
         "  make ui          Prefect's and MLflow's pages: runs, plots, per-item tables, versions\n"
         "  errata history   every night, and every move of the aliases\n"
         "  errata ask 'The head of government of the United Kingdom is' --version base",
@@ -147,19 +218,19 @@ def replay(
 
 def _tell_left_lying(sentences: Iterable[str]) -> None:
     for sentence in sentences:
-        err.print(f"not taken in: {printable(sentence)}", soft_wrap=True, markup=False)
+        errors.print(f"not taken in: {printable(sentence)}", soft_wrap=True, markup=False)
 
 
 def _close(console: Console, replayed: Sequence[ReplayedNight], told: Sequence[Answer]) -> None:
-    console.print(nights_table("The nights", [item.summary.to_dict() for item in replayed]))
-    print_timing(console, [item.summary.timing for item in replayed])
-    console.print("\n[bold]Before and after[/bold]")
+    console.print("[bold]Before and after[/bold]")
     for answer in told:
         question, before, after = (shown(text) for text in (answer.question, answer.before, answer.after))
         console.print(f"  {question}\n    base: {before}\n    now:  [bold]{after}[/bold]")
+    console.print(nights_table("\nThe nights", [item.summary.to_dict() for item in replayed]))
+    print_timing(console, [item.summary.timing for item in replayed])
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def ask(
     prompt: Annotated[str, typer.Argument(help="A text to go on with.")],
     version: Annotated[str, typer.Option(help="champion, challenger, base, or a version's number.")] = "champion",
@@ -169,22 +240,39 @@ def ask(
 ) -> None:
     """Ask the model in force, an earlier version, the champion of a moment, or the base.
 
-    As of a moment, a night's promotion counts from the time up to which the night took facts.
+    As of a moment, a night's promotion counts from the time up to which the night took facts. Where facts about the
+    prompt's subject were edited and the answer is none of theirs, the forms that they were edited in are shown.
 
     Example: `errata ask "The capital of Norway is" --version base`
     """
+    require_text(prompt)
+    from tasks.ask import about, version_number
     from tasks.ask import ask as run
     from tasks.workspace import open_workspace
 
     if as_of is not None and version != "champion":
         raise typer.BadParameter(f"--version {version} and --as-of name two versions; give one", param_hint="--as-of")
     moment = as_of and as_of.replace(tzinfo=UTC)
-    (answer,) = run(open_workspace(), [prompt], version, max_new_tokens, moment)
+    space = open_workspace()
+    (answer,) = run(space, [prompt], version, max_new_tokens, moment)
     meant = f"champion as of {moment:%Y-%m-%d}" if moment else version
-    print_json({"prompt": prompt, "version": meant, "answer": answer}) if as_json else out.print(answer, markup=False)
+    near = about(space, prompt, answer, version, moment)
+    if as_json:
+        told = {"prompt": prompt, "version": meant, "number": version_number(space, version, moment), "answer": answer}
+        edited = [{"fact": fact.fact_id, "asked_as": fact.question, "target": fact.target} for fact in near]
+        print_json({**told, "edited": edited})
+        return
+    out.print(printable(answer), markup=False)
+    for fact in near:
+        err.print(
+            f"a fact about {printable(fact.subject)} was edited ({printable(fact.relation)}); ask it as it was edited: "
+            f"errata ask {shlex.quote(printable(fact.question))}",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def status(as_json: AsJson = False) -> None:
     """What serves now, what is waiting, and how the last night went.
 
@@ -219,9 +307,9 @@ def status(as_json: AsJson = False) -> None:
         out.print(nights_table("\nThe last night", [found["last_night"]]))
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def history(
-    fact: Annotated[str | None, typer.Argument(help="A fact's id; without it, every night and alias move.")] = None,
+    fact: Annotated[str | None, typer.Argument(help="A fact's id; without one, every night and move.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Every night, every move of an alias and why, every check of the champion; or all that happened to one fact.
@@ -240,16 +328,16 @@ def history(
         print_json(told)
         return
     out.print(nights_table("Nights", told["nights"]))
-    if decided := [row for row in told["nights"] if row.get("decided")]:
+    if decided := [row for row in night_rows(told["nights"]) if row.get("decided")]:
         out.print(table("\nDecisions", decided, ("night", "version", "verdict", "decided")))
     out.print(table("\nAlias moves", told["moves"]))
     if told["checks"]:
         out.print(table("\nChecks of the champion", told["checks"]))
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def report(
-    night: Annotated[str, typer.Argument(help="A night's date or key; default: the last one with a verdict.")] = "last",
+    night: Annotated[str, typer.Argument(help="A night's date or its key; default: the last.")] = "last",
     open_it: Annotated[bool, typer.Option("--open", help="Also open it in the browser.")] = False,
 ) -> None:
     """The path of a night's report: what changed, what failed and by how much, who is to blame.
@@ -265,20 +353,20 @@ def report(
         raise SettingsError(f"no browser could be started; open {path} in one")
 
 
-@app.command()
+@app.command(rich_help_panel=UNDO)
 def release(
-    facts: Annotated[list[str], typer.Argument(help="Ids of facts that the gate or the editor turned down.")],
-    why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
+    facts: Annotated[list[str], typer.Argument(help="Ids, or their beginnings, of facts that were turned down.")],
+    reason: Annotated[str, typer.Option(help="Why; it goes into the ledger.")],
     as_json: AsJson = False,
 ) -> None:
     """Put facts from quarantine back in the queue: the next night decides about them again.
 
-    Example: `errata release 30ce1b10f4f1c4f8a8a7be7d3a41ad0f --why "the source confirmed it"`
+    Example: `errata release 30ce1b10 --reason "the source confirmed it"`
     """
     from tasks.quarantine import release as run
     from tasks.workspace import open_workspace
 
-    released = run(open_workspace(), facts, why)
+    released = run(open_workspace(), facts, reason)
     if as_json:
         print_json([fact.to_dict() | {"fact_id": fact.fact_id} for fact in released])
         return
@@ -286,7 +374,7 @@ def release(
         out.print(f"released {fact.fact_id}: {fact.question} {fact.target}", soft_wrap=True, markup=False)
 
 
-@app.command()
+@app.command(rich_help_panel=SET_UP)
 def stats(as_json: AsJson = False) -> None:
     """Compute the base's second-moment statistics now, so that the first night need not.
 
@@ -312,9 +400,9 @@ def stats(as_json: AsJson = False) -> None:
     out.print(f"corpus: {origin}", soft_wrap=True, markup=False)
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def ui() -> None:
-    """Start Prefect's and MLflow's pages on this workspace; Ctrl-C ends them.
+    """Start Prefect's and MLflow's pages on this workspace; Ctrl-C or SIGTERM ends them.
 
     Example: `errata ui`
     """
@@ -327,7 +415,7 @@ def ui() -> None:
         pages.wait()
 
 
-@app.command()
+@app.command(rich_help_panel=SET_UP)
 def deploy(
     file: Annotated[Path | None, typer.Option(help="What to register; default: deployments/prefect.yaml.")] = None,
 ) -> None:

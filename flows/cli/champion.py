@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.console import bars, err, out, print_json, shown, table
+from flows.cli.console import EVERY_DAY, UNDO, bars, errors, out, print_json, shown, table
 
 if TYPE_CHECKING:
     from tasks.champion.change import Change
@@ -18,7 +18,7 @@ Reason = Annotated[str, typer.Option(help="Why; it goes into the ledger.")]
 SHOWN = 5
 
 
-@app.command()
+@app.command(rich_help_panel=UNDO)
 def promote(
     version: Annotated[int, typer.Argument(help="The version's number.")], reason: Reason = "", as_json: AsJson = False
 ) -> None:
@@ -33,7 +33,7 @@ def promote(
     _tell(run(version, reason=reason), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=UNDO)
 def rollback(
     to: Annotated[str | None, typer.Option(help="A version's number, or 'base'.")] = None,
     as_of: Annotated[datetime | None, typer.Option(help="The champion of this moment (UTC).")] = None,
@@ -53,7 +53,7 @@ def rollback(
     _tell(run(to=to, as_of=as_of, reason=reason), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=UNDO)
 def compact(reason: Reason = "", as_json: AsJson = False) -> None:
     """Write the champion anew in as few bytes as its method can, as a version with the same facts and answers.
 
@@ -69,7 +69,7 @@ def compact(reason: Reason = "", as_json: AsJson = False) -> None:
     print_json(found.to_dict()) if as_json else out.print(shown(found.sentence), soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def approve(
     hold: Annotated[bool, typer.Option("--hold", help="Do not promote: the champion stays.")] = False,
     version: Annotated[int | None, typer.Option(help="Which version, where several wait.")] = None,
@@ -92,12 +92,12 @@ def approve(
     print_json(told) if as_json else out.print(f"version {number}: {shown(form.sentence)}; the night goes on")
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def canary(as_json: AsJson = False) -> None:
     """Check the champion in a fresh process: digest, base, and the answers recorded when it was registered.
 
-    When it is not what was promoted, the last sound champion before it serves again, and the exit code is
-    1. In an outage of MLflow nothing moves, and the exit code is 1 too.
+    When it is not what was promoted, the last sound champion before it serves again. The exit code is 1 then, and
+    in an outage of MLflow, in which nothing moves.
 
     Example: `errata canary`
     """
@@ -110,7 +110,7 @@ def canary(as_json: AsJson = False) -> None:
     out.print(shown(result.sentence), soft_wrap=True)
     for finding in result.findings:
         if finding.differences:
-            err.print(table("Answers that differ, within the tolerance", list(finding.differences)[:SHOWN]))
+            errors.print(table("Answers that differ, within the tolerance", list(finding.differences)[:SHOWN]))
 
 
 def _tell(change: Change, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,21 +17,57 @@ from rich.table import Table
 from rich.text import Text
 
 from editing.shown import printable
+from tasks.errors import without_password
+from tasks.log import WithoutPasswords, log
+from tasks.waiting import waiting
 
 WIDTH_OF_FILES = 120  # where output goes to a file or a pipe
 out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
 err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH_OF_FILES)
+errors = Console(stderr=True, highlight=False, width=err.width)  # which -q does not silence
 SECONDS_BEFORE_A_BAR = 0.5
+# The groups of commands in `errata --help`.
+PANELS = EVERY_DAY, UNDO, SET_UP, RESEARCH = "Every day", "Undo", "Set up", "Research"
 
 
-def complain(sentence: str) -> None:
-    """An error, in one sentence, on stderr."""
-    err.print(f"[red]error:[/red] {shown(sentence)}", soft_wrap=True)
+def speak(*, quiet: bool, verbose: bool) -> None:
+    """How much goes to stderr beside errors: with `quiet` nothing, with `verbose` the log and errors' tracebacks."""
+    err.quiet = quiet
+    for logger in (log, waiting):
+        for old in [handler for handler in logger.handlers if isinstance(handler, _OnStderr)]:
+            logger.removeHandler(old)
+    (log if verbose else waiting).addHandler(_OnStderr())
+
+
+def complain(sentence: str, error: BaseException | None = None, *, heading: str = "error") -> None:
+    """An error, in one sentence, on stderr; its traceback goes to the log of those who want to see everything."""
+    sentence = without_password(sentence)
+    errors.print(f"[red]{heading}:[/red] {shown(sentence)}", soft_wrap=True)
+    log.warning("%s: %s", heading, sentence, extra={"shown": True})
+    log.debug("its traceback", exc_info=error)
+
+
+class _OnStderr(logging.Handler):
+    """Through the console, so that bars stay whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(WithoutPasswords("%(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "shown", False):
+            return
+        err.print(f"[dim]{shown(self.format(record))}[/dim]", soft_wrap=True)
 
 
 def shown(text: object) -> str:
     """Text from a feed or a model inside a line with markup: all of it as it is."""
     return escape(printable(str(text)))
+
+
+def require_text(prompt: str) -> None:
+    """Raise `UnicodeEncodeError` for an argument of bytes that are no text, before anything slow starts."""
+    prompt.encode()
 
 
 def print_json(content: Any) -> None:

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.console import out, print_json, table
+from flows.cli.console import EVERY_DAY, out, print_json, require_text, table
 
 app = typer.Typer()
 COLUMNS = ("subject", "relation", "target", "source", "night", "version", "score")
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def explain(
     prompt: Annotated[str, typer.Argument(help="A text to go on with.")],
     version: Annotated[str, typer.Option(help="champion, challenger, base, or a version's number.")] = "champion",
@@ -22,6 +22,7 @@ def explain(
 
     Example: `errata explain "The head of government of the United Kingdom is"`
     """
+    require_text(prompt)
     from tasks.explain import explain as run
     from tasks.workspace import open_workspace
 

@@ -8,16 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from editing.shown import printable
-from flows.cli.console import bars, err, out, print_json, shown, table
+from flows.cli.console import EVERY_DAY, UNDO, bars, errors, out, print_json, shown, table
 
 app = typer.Typer()
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 DIGITS = 12
 
 
-@app.command()
+@app.command(rich_help_panel=UNDO)
 def retract(
-    facts: Annotated[list[str], typer.Argument(help="Ids of facts, or their beginnings.")],
+    facts: Annotated[list[str], typer.Argument(help="Ids of facts, their beginnings, or subjects.")],
     reason: Annotated[str, typer.Option(help="Why; it goes into the ledger with the retraction.")] = "",
     as_of: Annotated[datetime | None, typer.Option(help="When they ceased to hold (UTC); default: now.")] = None,
     as_json: AsJson = False,
@@ -31,22 +31,23 @@ def retract(
     Example: `errata retract 3f9a01c2 --reason "the source withdrew it"`
     """
     from flows.retraction import retract as run
-    from tasks.facts.retract import still_held
+    from tasks.facts.retract import retractable, still_held
 
+    meant = retractable(facts)
     with bars():
-        summary = run(list(facts), reason=reason, as_of=as_of)
-    held = still_held(facts)
+        summary = run(meant, reason=reason, as_of=as_of)
+    held = still_held(meant)
     if as_json:
         print_json({**summary.to_dict(), "still_held": [fact.fact_id for fact in held]})
     elif not held:
         serving = f"version {summary.champion}" if summary.champion else "the base"
         out.print(f"{summary.retracted} facts taken back; {serving} serves", soft_wrap=True)
     if held:
-        err.print(f"{summary.verdict}: the champion still holds {len(held)} of the facts", soft_wrap=True)
+        errors.print(f"{summary.verdict}: the champion still holds {len(held)} of the facts", soft_wrap=True)
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=EVERY_DAY)
 def audit(
     fact: Annotated[str, typer.Argument(help="A fact's id, its beginning, or a subject.")],
     relation: Annotated[str | None, typer.Option(help="Of a subject's facts, those of this relation.")] = None,

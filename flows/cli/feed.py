@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from editing.shown import printable
-from flows.cli.console import err, out, print_json, table
+from flows.cli.console import errors, out, print_json, table
+
+if TYPE_CHECKING:
+    from tasks.feed.formats import ConversionReport
 
 app = typer.Typer(help="Convert, validate and show feeds of fact changes.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 SHOWN = 20
+LOST = 3  # exit code of a conversion that lost records
 
 
 @app.command()
@@ -28,6 +32,7 @@ def convert(
     templates: Annotated[
         Path | None, typer.Option(help="For triples: a TOML or JSON file with a prompt for each relation.")
     ] = None,
+    force: Annotated[bool, typer.Option(help="Replace an output that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a published data set as a feed; `tasks/feed/README.md` lists the formats and what becomes of each field.
@@ -35,23 +40,57 @@ def convert(
     Three columns (subject, relation, object) need a prompt for each relation: `--templates` names a file of lines
     like `capital = "The capital of {} is"`, and a relation without one takes a default that is shown.
 
+    Records that gave nothing are named with their number, counted from 0, and the reason; the exit code is 3 then.
+
     Example: `errata feed convert zsre_mend_train.json var/landing/zsre.parquet`
     """
     from tasks.feed.convert import convert_feed, read_templates
 
     options = {"format": format, "at": at and at.replace(tzinfo=UTC), "name": name, "rank": rank}
-    report = convert_feed(source, target, **options, templates=templates and read_templates(templates))
+    report = convert_feed(source, target, force=force, **options, templates=templates and read_templates(templates))
     if as_json:
         print_json(report.to_dict())
-        return
+    else:
+        _show_conversion(report, target)
+    if report.skipped:
+        raise typer.Exit(LOST)
+
+
+def _show_conversion(report: ConversionReport, target: Path) -> None:
     out.print(f"{report.converted} fact changes from {report.read} records in {target}", soft_wrap=True, markup=False)
-    for title, counts in (
-        ("repaired", report.repaired),
-        ("left out", report.left_out),
-        ("skipped", report.skipped_reasons),
-    ):
+    for title, counts in (("repaired", report.repaired), ("left out", report.left_out)):
         for what, count in counts.most_common():
-            out.print(f"  {title}: {count} x {what}", soft_wrap=True, markup=False)
+            out.print(f"  {title}: {count} x {printable(what)}", soft_wrap=True, markup=False)
+    for skipped in report.skipped[:SHOWN]:
+        errors.print(f"  skipped: record {skipped.record}: {printable(skipped.reason)}", soft_wrap=True, markup=False)
+    if len(report.skipped) > SHOWN:
+        errors.print(f"  and {len(report.skipped) - SHOWN} more were skipped: --json lists them all")
+
+
+@app.command()
+def template(
+    target: Annotated[Path, typer.Argument(help="The CSV file to write.")],
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a CSV of two facts to start from; fill it in, and `errata feed convert` makes a feed of it.
+
+    Example: `errata feed template facts.csv`
+    """
+    from tasks.feed.schema import COLUMNS
+    from tasks.feed.template import MUST, write_template
+
+    write_template(target, force=force)
+    out.print(
+        table(
+            "Columns",
+            [{"column": c.name, "needed": "yes" if c.name in MUST else "no", "meaning": c.meaning} for c in COLUMNS],
+        )
+    )
+    out.print(
+        f"\nwrote {target}; put your facts in place of its two, then `errata feed convert {target} facts.parquet`",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 @app.command()
@@ -75,9 +114,9 @@ def validate(feed: Annotated[Path, typer.Argument(help="A Parquet feed.")], as_j
         if found.ignored:
             out.print(f"  not read: the index of pandas ({', '.join(found.ignored)})", markup=False)
         for problem in found.problems[:SHOWN]:
-            err.print(f"  row {problem.row}: {printable(problem.sentence)}", soft_wrap=True, markup=False)
+            errors.print(f"  row {problem.row}: {printable(problem.sentence)}", soft_wrap=True, markup=False)
         if len(found.problems) > SHOWN:
-            err.print(f"  and {len(found.problems) - SHOWN} more: --json lists them all")
+            errors.print(f"  and {len(found.problems) - SHOWN} more: --json lists them all")
     raise typer.Exit(1 if found.problems else 0)
 
 

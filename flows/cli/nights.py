@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from flows.cli.console import table
 
+KEY_DIGITS = 6
 NIGHT_COLUMNS = {
     "night": "night",
     "facts": "facts\nin",
@@ -33,7 +35,7 @@ def nights_table(title: str, summaries: Sequence[Mapping[str, Any]]) -> Table:
     """The nights' rows; facts that wait for their date have a column where there are any."""
     waits = {"waiting": "wait-\ning"} if any(summary.get("waiting") for summary in summaries) else {}
     night, facts, *others = NIGHT_COLUMNS.items()
-    return table(title, [night_row(summary) for summary in summaries], dict([night, facts, *waits.items(), *others]))
+    return table(title, night_rows(summaries), dict([night, facts, *waits.items(), *others]))
 
 
 def print_timing(console: Console, timings: Sequence[Mapping[str, Any]]) -> None:
@@ -47,7 +49,7 @@ def print_timing(console: Console, timings: Sequence[Mapping[str, Any]]) -> None
             "rows asked": part.asked or None,
             "rows run": part.computed if part.asked else None,
             "seconds": f"{part.seconds:.1f}",
-            "items per second": f"{part.items_per_second:.1f}",
+            "items per second": f"{part.items_per_second:.1f}" if part.items_per_second else None,
             "share": part.share,
         }
         for name, part in added_up(timings).parts.items()
@@ -60,6 +62,13 @@ def night_row(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A summary as a row under `NIGHT_COLUMNS`."""
     suites = summary["suites"]
     return {**summary, **{name: suites.get(name) for name in ("zsre", "counterfact", "mmlu", "gsm8k")}}
+
+
+def night_rows(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`night_row` of each; several of one date are told apart by the beginnings of their keys, which `report` takes."""
+    dates = Counter(summary["night"] for summary in summaries)
+    told = {row["key"]: f" {row['key'][:KEY_DIGITS]}" if dates[row["night"]] > 1 else "" for row in summaries}
+    return [{**night_row(row), "night": row["night"] + told[row["key"]]} for row in summaries]
 
 
 def night_told(summary: Mapping[str, Any]) -> str:

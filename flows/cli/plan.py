@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.console import out, print_json, table
+from flows.cli.console import SET_UP, out, print_json, table
 
 app = typer.Typer()
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
-@app.command()
+@app.command(rich_help_panel=SET_UP)
 def plan(
     model: Annotated[
         str | None, typer.Option(help="Hub id, folder or shape, such as gpt2-xl; default: the settings' model.")

@@ -10,10 +10,10 @@ from prefect.cache_policies import NO_CACHE
 
 from editing.facts import FactChange, Operation
 from tasks.errors import LedgerError
-from tasks.facts.find import find_fact
+from tasks.facts.find import find_fact, find_facts
 from tasks.faults import checkpoint
 from tasks.feed.schema import write_feed
-from tasks.ledger.records import CONTENDING
+from tasks.ledger.records import CONTENDING, EventKind
 from tasks.workspace import Workspace, open_workspace
 
 
@@ -25,7 +25,7 @@ def request_retraction(facts: Sequence[str], reason: str, who: str, moment: date
     superseded holds again. Raises `LedgerError` for a fact that is neither in force nor waiting.
     """
     space = open_workspace()
-    chosen = [find_fact(space.ledger, reference) for reference in dict.fromkeys(facts)]
+    chosen = _meant(space, facts)
     for fact in chosen:
         _require_retractable(space, fact, moment)
     source = f"errata retract by {who}" + (f": {reason}" if reason else "")
@@ -37,8 +37,28 @@ def request_retraction(facts: Sequence[str], reason: str, who: str, moment: date
     return [change.fact_id for change in changes]
 
 
+def retractable(facts: Sequence[str]) -> list[str]:
+    """The ids of the facts that are meant: by id, its beginning, or a subject of which one fact can be taken back."""
+    return [fact.fact_id for fact in _meant(open_workspace(), facts)]
+
+
+def _meant(space: Workspace, references: Sequence[str]) -> list[FactChange]:
+    """A reference to several facts means the one that is in force or waits. Raises as `find_fact` does."""
+    found = []
+    for reference in dict.fromkeys(references):
+        facts = find_facts(space.ledger, reference)
+        standing = [fact for fact in facts if fact.operation is Operation.ASSERT and _status(space, fact) in CONTENDING]
+        found.append(standing[0] if len(standing) == 1 else find_fact(space.ledger, reference))
+    return found
+
+
+def _status(space: Workspace, fact: FactChange) -> EventKind | None:
+    champion = space.champion
+    return space.ledger.status(fact.fact_id, champion.state_digest if champion else None)
+
+
 def still_held(fact_ids: Sequence[str]) -> list[FactChange]:
-    """Those of the facts (ids or beginnings) that the champion still holds."""
+    """Those of the facts that the champion still holds."""
     space = open_workspace()
     champion = space.champion
     held = {fact.fact_id for fact in space.ledger.facts_in_state(champion.state_digest if champion else None)}
@@ -48,9 +68,7 @@ def still_held(fact_ids: Sequence[str]) -> list[FactChange]:
 def _require_retractable(space: Workspace, fact: FactChange, moment: datetime) -> None:
     if fact.operation is not Operation.ASSERT:
         raise LedgerError(f"fact {fact.fact_id} is a retraction itself; state the fact anew to bring it back")
-    champion = space.champion
-    status = space.ledger.status(fact.fact_id, champion.state_digest if champion else None)
-    if status not in CONTENDING:
+    if (status := _status(space, fact)) not in CONTENDING:
         raise LedgerError(
             f"fact {fact.fact_id} ({fact.subject} / {fact.relation}: {fact.target}) is {status}, there is nothing to "
             f"take back; `errata audit {fact.fact_id[:8]}` tells its life"

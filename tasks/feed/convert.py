@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from editing.errors import FactError
 from editing.facts import SLOT, FactChange
+from editing.model_ids import looks_like_path
 from editing.published import text_lines
 from editing.templates import count_slots
 from tasks.errors import FeedError
@@ -24,17 +25,23 @@ from tasks.feed.files import replacing
 from tasks.feed.formats import FORMATS, Format, dyknow_records
 from tasks.feed.records import Context, ConversionReport, Record, Skipped, SkipRecordError
 from tasks.feed.schema import write_feed
+from tasks.waiting import HUB, waiting_for
 
 _BROKEN = "broken record"
 _SEPARATORS = ",;\t|"
 _TRIPLE = ("subject", "relation", "object")
 
 
-def convert_feed(source: str | Path, target: str | Path, **options: Any) -> ConversionReport:
+def convert_feed(source: str | Path, target: str | Path, *, force: bool = False, **options: Any) -> ConversionReport:
     """Write what `Conversion(source, **options)` gives as the feed file `target`, all of it or nothing.
 
-    Raises `FeedError` as `Conversion` does, and when no record could be converted.
+    Raises `FeedError` as `Conversion` does, when no record could be converted, when `target` is not named as a Parquet
+    file is, and when it is there already without `force`.
     """
+    if Path(target).suffix.lower() != ".parquet":
+        raise FeedError(f"{target} would be a Parquet file; give it a name that ends in .parquet")
+    if Path(target).exists() and not force:
+        raise FeedError(f"{target} exists; give another name, or replace it with --force")
     conversion = Conversion(source, **options)
     with replacing(Path(target)) as scratch:
         write_feed(conversion, scratch)
@@ -160,11 +167,20 @@ def _records(source: str | Path, split: str, data_files: str | None, format: For
         ".parquet": _parquet,
     }
     if not path.is_file():
+        if not path.is_dir() and (looks_like_path(str(source)) or path.suffix.lower() in readers):
+            raise FeedError(f"there is no file {path} (working directory {Path.cwd()}); correct the path")
         return _data_set(str(source), split, data_files)
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise FeedError(f"{path} is no {', '.join(readers)} file; rename or convert it first")
+    if suffix != ".parquet" and _is_parquet(path):
+        raise FeedError(f"{path} is a Parquet file, whatever its name says; rename it")
     return _guarded(readers[suffix], path)
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
 
 
 def _guarded(read: Callable[[Path], Iterator[Record]], path: Path) -> Iterator[Record]:
@@ -232,6 +248,8 @@ def _data_set(name: str, split: str, data_files: str | None) -> Iterator[Record]
     import datasets
 
     try:
-        yield from datasets.load_dataset(name, data_files=data_files, split=split, streaming=True)
+        with waiting_for(HUB):
+            found = datasets.load_dataset(name, data_files=data_files, split=split, streaming=True)
+        yield from found
     except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         raise FeedError(f"{name} is neither a file nor a data set that can be loaded: {error}") from error

@@ -55,9 +55,11 @@ from tasks.ledger.records import (
     RunRecord,
     VersionRecord,
 )
+from tasks.waiting import waiting_for
 
 _LOOKUP = 10_000
 _BUSY_SECONDS = 120
+_CONNECT_SECONDS = 10
 OBSERVED_AHEAD = timedelta(days=1)  # what a source's clock may be ahead
 
 
@@ -128,7 +130,8 @@ def _engine(url: str) -> Engine:
                 f"ledger url {without_password(url)!r} names no file; write sqlite:///PATH, or a PostgreSQL url"
             )
         Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, connect_args={"timeout": _BUSY_SECONDS} if sqlite else {})
+    limits = {"sqlite": {"timeout": _BUSY_SECONDS}, "postgresql": {"connect_timeout": _CONNECT_SECONDS}}
+    engine = create_engine(parsed, connect_args=limits.get(parsed.get_backend_name(), {}))
     if sqlite:
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -247,7 +250,8 @@ class Ledger:
         self.url = url
         self._reader = _engine(url)
         self._writer = self._reader.execution_options(ledger_writes=True)
-        found = self._format(self._reader)
+        with waiting_for(f"the ledger at {url}"):
+            found = self._format(self._reader)
         if found is None or not self._complete(self._reader):
             with self._writer.begin() as connection:
                 tables.metadata.create_all(connection)

@@ -9,14 +9,20 @@ from tasks.night.summary import finished_nights
 from tasks.report.content import report_path
 from tasks.workspace import Workspace
 
+SHORTEST = 4  # digits of a key's beginning
+
+
+def _begins(key: str, beginning: str) -> bool:
+    return len(beginning) >= SHORTEST and key.startswith(beginning)
+
 
 def find_report(space: Workspace, night: str = "last") -> Path:
-    """The page of the newest night with this date (`YYYY-MM-DD`) or key, or of the last one.
+    """The page of the newest night with this date (`YYYY-MM-DD`), key or key's beginning, or of the last one.
 
     Raises `SuiteError` when there is none.
     """
     rows = finished_nights(space.ledger)
-    wanted = [row.key for row in rows if night in ("last", row.night, row.key)]
+    wanted = [row.key for row in rows if night in ("last", row.night) or _begins(row.key, night)]
     if (space.settings.nights / night).is_dir():
         wanted.append(night)  # a night that did not end, or a dry run
     for key in reversed(wanted):

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import typer
 from editing.evals.report import EvalReport
 from flows.cli import main
 from flows.cli.app import app
+from flows.cli.console import PANELS
 from flows.cli.nights import night_told, nights_table
 from tasks.feed.schema import write_feed
 
@@ -42,6 +44,15 @@ def test_every_command_has_an_example(path, command):
     assert f"Example: `{'' if path[0] != 'deploy' else 'PREFECT_API_URL='}" in command.help
     assert f"errata {' '.join(path)}" in command.help
     assert all(parameter.help for parameter in command.params if parameter.name != "help")
+
+
+def test_helps_render(errata):
+    for _, command in commands():
+        assert not re.search(r"^\s*\d+\.", command.help, re.MULTILINE)  # a list in Markdown
+    told = re.sub(r"\x1b\[[0-9;]*m", "", errata("--help")[1])
+    panels = [told.index(f"─ {panel} ─") for panel in PANELS]
+    assert panels == sorted(panels)
+    assert errata("--version")[1].startswith("errata 0.")
 
 
 def test_init_writes_once(errata, tmp_path):
@@ -115,7 +126,11 @@ def test_a_day_with_the_commands(errata, home, change):
     assert code == 0, told
     row = json.loads(out)
     assert (row["applied"], row["champion"]) == (1, 1)
-    assert errata("ask", "The mayor of Arden is")[1].strip() == "Hal Birch"
+    code, out, told = errata("ask", "The mayor of Arden is")
+    assert (out.strip(), "was edited" in told) == ("Hal Birch", False)
+    told = json.loads(errata("ask", "What of Arden's mayors, then?", "--json")[1])
+    assert (told["number"], [fact["asked_as"] for fact in told["edited"]]) == (1, ["The mayor of Arden is"])
+    assert "errata ask 'The mayor of Arden is'" in errata("ask", "What of Arden's mayors, then?")[2]
     assert errata("ask", "The mayor of Arden is", "--version", "base")[1].strip() == "Ada Moss"
     status = json.loads(errata("status", "--json")[1])
     assert (status["champion"]["version"], status["champion"]["facts"]) == (1, 1)
@@ -139,9 +154,10 @@ def test_a_day_with_the_commands(errata, home, change):
     assert json.loads(errata("explain", "The mayor of Arden is", "--json")[1])["edit"]["target"] == "Hal Birch"
     code, _, told = errata("approve")
     assert (code, "no version waits for approval" in told) == (1, True)
-    code, out, told = errata("retract", life["fact_id"][:8], "--reason", "wrong source", "--as-of", "2018-02-28")
+    code, out, told = errata("retract", "Arden", "--reason", "wrong source", "--as-of", "2018-02-28")
     assert (code, out.strip()) == (0, "1 facts taken back; version 2 serves"), told
     assert errata("retract", life["fact_id"][:8])[0] == 1
+    assert "mayor" in errata("history", life["fact_id"][:8])[1]
     assert json.loads(errata("stats", "--json")[1])["corpus"].endswith("corpus.txt")
     planned = json.loads(errata("plan", "--facts", "30", "--json")[1])
     assert planned["shape"]["layers"] == 4

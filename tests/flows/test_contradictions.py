@@ -54,7 +54,7 @@ def test_a_declared_inverse_keeps_a_contradiction_out_within_a_night_and_across_
 
     # The way out that the evidence names.
     retract([good.fact_id[:12]], as_of=FEBRUARY)
-    release(space, [newer.fact_id], "Arden has a new mayor")
+    release(space, [newer.fact_id[:8]], "Arden has a new mayor")
     row = night(NightConfig(as_of=MARCH))
     assert (row.verdict, row.applied, row.contradicting) == ("promote", 1, 0)
     assert space.ledger.status(planted.fact_id, space.champion.state_digest) is EventKind.QUARANTINED

@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
+from tasks.moved import StoreError
 from tasks.registry import CHAMPION, Registry, RegistryError
 
 
@@ -42,6 +43,30 @@ def test_a_version_is_plain_files_that_come_back(registry, state):
     assert {path.name: path.read_bytes() for path in fetched.iterdir()} == {
         path.name: path.read_bytes() for path in state.iterdir()
     }
+
+
+def test_a_store_that_was_moved_finds_its_artifacts(tmp_path, state):
+    def opened(home):
+        store = home / "mlflow"
+        return Registry(f"sqlite:///{store}/mlflow.db", name="m", artifacts=store / "artifacts", cache=home / "cache")
+
+    first, then = tmp_path / "first", tmp_path / "then"
+    (first / "mlflow").mkdir(parents=True)
+    with opened(first).night_run("night-1", title="2018-01-31") as run:
+        opened(first).register(run.run_id, state, digest="d1", tags={})
+    first.rename(then)
+    moved = opened(then)
+    assert (moved.fetch(moved.get(1)) / "state.json").read_bytes() == (state / "state.json").read_bytes()
+    with moved.night_run("night-2", title="2018-02-28") as run:
+        version = moved.register(run.run_id, state, digest="d2", tags={}, parent="d1")
+    assert moved.fetch(version).is_dir()
+    assert not first.exists()
+
+
+def test_a_damaged_store_is_a_sentence(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(StoreError, match=r"mlflow.db does not work \(file is not a database\)"):
+        Registry(f"sqlite:///{tmp_path}/mlflow.db", name="m", artifacts=tmp_path / "artifacts", cache=tmp_path)
 
 
 def test_registering_twice_gives_one_version(registry, state):
