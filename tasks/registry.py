@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from requests import RequestException
+from sqlalchemy import make_url
 
 from tasks.errors import TasksError, without_password
 from tasks.settings import MLFLOW_PORT
@@ -32,6 +34,7 @@ CHALLENGER = "challenger"
 NIGHT_TAG = "errata.night"
 DIGEST_TAG = "errata.state_digest"
 POINTED_TAG = "errata.pointed"
+TABLES = "tables"
 TABLES_TAG = "mlflow.loggedArtifacts"
 PARAM_LIMIT = 6000
 PARAMS_A_CALL = 100
@@ -51,12 +54,13 @@ class ArtifactMissingError(RegistryError):
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A registered state: its number, content digest, tags, and the MLflow run of the night that made it."""
+    """A registered state: its number, content digest, tags, the MLflow run of the night that made it, and when."""
 
     number: int
     digest: str
     run_id: str
     tags: Mapping[str, str]
+    made: datetime
 
 
 class Registry:
@@ -174,6 +178,27 @@ class Registry:
             return None
         return None if told == "None" else int(told)
 
+    def metrics_of(self, version: Version) -> dict[str, float]:
+        """The metrics of the run that made a version; empty where the run is gone."""
+        try:
+            return dict(self._client.get_run(version.run_id).data.metrics)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+
+    def table_of(self, version: Version, name: str) -> list[dict[str, Any]]:
+        """The rows of a table that `NightRun.table` logged in the run that made a version; none where there is none."""
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                path = Path(self._client.download_artifacts(version.run_id, f"{TABLES}/{name}.json", scratch))
+                content = json.loads(path.read_text(encoding="utf-8"))
+            except (MlflowException, OSError, ValueError) as error:
+                if _is_outage(error):
+                    raise
+                return []
+        return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+
     def tag(self, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
         for key, value in tags.items():
@@ -258,7 +283,7 @@ class NightRun:
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log `rows` (one shape) as a table that MLflow's page shows; an earlier one of this name is replaced."""
         columns = list(rows[0]) if rows else []
-        path = f"tables/{name}.json"
+        path = f"{TABLES}/{name}.json"
         self._client.log_dict(
             self.run_id, {"columns": columns, "data": [[row[c] for c in columns] for row in rows]}, path
         )
@@ -287,6 +312,12 @@ class NightRun:
         self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "feed")])])
 
 
+def is_missing(tracking_uri: str) -> bool:
+    """Whether a store is an SQLite file that is not there; MLflow would make an empty one."""
+    url = make_url(tracking_uri) if tracking_uri.startswith("sqlite:") else None
+    return url is not None and bool(url.database) and not Path(str(url.database)).exists()
+
+
 def _is_outage(error: Exception) -> bool:
     """Whether nobody answered. Only an answer that says so makes something missing."""
     if isinstance(error, MlflowException):
@@ -300,4 +331,5 @@ def _first_line(error: Exception) -> str:
 
 def _version(found: ModelVersion) -> Version:
     tags = dict(found.tags)
-    return Version(int(found.version), tags.get(DIGEST_TAG, ""), found.run_id or "", tags)
+    made = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC)
+    return Version(int(found.version), tags.get(DIGEST_TAG, ""), found.run_id or "", tags, made)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tasks.champion.canary import CANARY
+from tasks.champion.moves import require_known_champion
 from tasks.errors import LedgerError
 from tasks.ledger import EventKind, VersionRecord
 from tasks.night.summary import finished_nights
@@ -15,6 +16,7 @@ from tasks.workspace import Workspace
 
 def status_of(space: Workspace) -> dict[str, Any]:
     """Who serves, what waits, which facts are kept out or not learned and why, and the last night's row."""
+    require_known_champion(space)
     ledger = space.ledger
     champion = space.champion
     nights = finished_nights(ledger)
@@ -53,6 +55,7 @@ def _kept_out(space: Workspace, head: str | None) -> Iterator[dict[str, str]]:
 
 def night_history(space: Workspace) -> dict[str, Any]:
     """Every finished night, every move of an alias with its reason, and every check of the champion, oldest first."""
+    require_known_champion(space)
     moves = [
         {
             "at": move.at.isoformat(timespec="seconds"),

@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flows.cli import almanac, bench, calibrate, catch_up, champion, evals, explain, facts, feed, model, plan, recipe
+from flows.cli import (
+    almanac,
+    bench,
+    calibrate,
+    catch_up,
+    champion,
+    evals,
+    explain,
+    facts,
+    feed,
+    ledger,
+    model,
+    plan,
+    recipe,
+)
 from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, shown, table
 from flows.cli.nights import NIGHT_COLUMNS, night_row, night_told, print_timing
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
@@ -30,6 +44,7 @@ app.add_typer(champion.app)
 app.add_typer(facts.app)
 app.add_typer(explain.app)
 app.add_typer(feed.app, name="feed")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(model.app, name="model")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(bench.app, name="bench")

@@ -199,10 +199,15 @@ def _with_nights(space: Workspace, facts: Iterable[FactChange]) -> Iterator[Appl
 def answered_facts(report: EvalReport) -> dict[str, ItemOutcome]:
     """What the model says to the edit prompt of each fact that was asked, by fact id: as a whole answer in a form that
     ends answers, else as it begins. A score of 1 is the target."""
+    return answered_items(report.by_metric)
+
+
+def answered_items(by_metric: Mapping[str, Mapping[str, ItemOutcome]]) -> dict[str, ItemOutcome]:
+    """`answered_facts` of outcomes by full metric name and item id."""
     found: dict[str, ItemOutcome] = {}
     for moment in (EDITS, RETENTION):
         names = (f"{moment}.{RELIABILITY}.{protocol}" for protocol in (WILD, GENERATED))
-        items = next((report.by_metric[name] for name in names if name in report.by_metric), {})
+        items: Mapping[str, ItemOutcome] = next((by_metric[name] for name in names if name in by_metric), {})
         found |= {item.item_id.removeprefix(f"{RELIABILITY}:"): item for item in items.values()}
     return found
 
@@ -214,13 +219,14 @@ def not_learned(space: Workspace, work: NightWork, report: EvalReport) -> dict[s
     }
     asked = answered_facts(report)
     return {
-        fact_id: _why_not(outcomes[fact_id], asked[fact_id])
+        fact_id: why_not_learned(outcomes[fact_id], asked[fact_id])
         for fact_id in applied_facts(space, work)
         if fact_id in asked and asked[fact_id].score < 1.0
     }
 
 
-def _why_not(outcome: Mapping[str, Any], item: ItemOutcome) -> str:
+def why_not_learned(outcome: Mapping[str, Any], item: ItemOutcome) -> str:
+    """Why a fact counts as not learned: what is said instead, and whether its edit converged."""
     said = f"it is answered {item.got!r}"
     return said if outcome["converged"] else f"the edit did not converge (loss {outcome['loss']:.2f} nats); {said}"
 
