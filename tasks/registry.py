@@ -24,7 +24,7 @@ from sqlalchemy import make_url
 
 from tasks.errors import TasksError, without_password
 from tasks.settings import MLFLOW_PORT
-from tasks.version_files import STATE_FOLDER, VersionFiles
+from tasks.version_files import LIST_TAG, STATE_FOLDER, VersionFiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,14 +111,15 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         before = self.by_digest(parent) if parent else None
-        self._files.put(run_id, folder, parent_run=before.run_id if before else None)
+        listed = self._files.put(run_id, folder, parent_run=before.run_id if before else None)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{STATE_FOLDER}"
-        made = self._client.create_model_version(self.name, source, run_id=run_id, tags={**tags, DIGEST_TAG: digest})
+        told = {**tags, DIGEST_TAG: digest, LIST_TAG: listed}
+        made = self._client.create_model_version(self.name, source, run_id=run_id, tags=told)
         return _version(made)
 
     def restore(self, version: Version, folder: Path) -> None:
         """Put all files of a version where its run keeps them, in place of those that are there."""
-        self._files.put(version.run_id, folder)
+        self.tag(version.number, {LIST_TAG: self._files.put(version.run_id, folder)})
 
     def by_digest(self, digest: str) -> Version | None:
         """The version whose state has this digest."""
@@ -207,8 +208,8 @@ class Registry:
     def fetch(self, version: Version) -> Path:
         """The version's files as the registry has them, downloaded (on the store's own machine: linked) once.
 
-        Whoever loads them verifies the digest. Raises `ArtifactMissingError` for files that are not there,
-        `StateError` for one that is kept with another version and was altered.
+        Checked against what was registered, byte by byte. Raises `ArtifactMissingError` for files that are not there,
+        `StateError` for one that was altered since it was registered.
         """
         target = self._cache / f"{version.number}-{version.digest[:16]}"
         if not target.exists():
@@ -218,7 +219,7 @@ class Registry:
                 try:
                     with self.answering():
                         source = self._client.get_model_version_download_uri(self.name, str(version.number))
-                        files = self._files.get(source, Path(part))
+                        files = self._files.get(source, Path(part), self._listed(version.number))
                 except (MlflowException, OSError) as error:
                     sentence = f"the files of {place} are not at {without_password(self._tracking_uri)}: {error}"
                     raise ArtifactMissingError(sentence) from error
@@ -237,6 +238,10 @@ class Registry:
                 f"the registry at {without_password(self._tracking_uri)} does not answer ({_first_line(error)}); "
                 "see that MLflow and its artifact store run, then try again"
             ) from error
+
+    def _listed(self, number: int) -> str | None:
+        """The digest of the version's list of files, as its tag has it now; None for versions of before there was."""
+        return self._client.get_model_version(self.name, str(number)).tags.get(LIST_TAG)
 
     def forget(self, version: Version) -> None:
         """Drop the downloaded copy of a version, so that the next `fetch` asks the registry again."""

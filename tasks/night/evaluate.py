@@ -71,10 +71,11 @@ def check_policy() -> None:
     suites = configured_suites(space.settings)
     edits = [ProbeSuite(name=name, version=EDITS_VERSION, items=()) for name in (EDITS, RETENTION)]
     policy = policy_of(space, suites)
-    policy.check([*_as_scored(space, suites), *edits], EDITED)
+    scored = _as_scored(space, suites)
+    policy.check([*scored, *edits], EDITED)
     floors = [{"metric": metric, "floor": floor} for metric, floor in sorted(policy.floors.items())]
     show_table("floors", floors, "Every floor that the gate has in force")
-    rows = [asdict(row) for row in policy.sensitivity(suites)]
+    rows = [asdict(row) for row in policy.sensitivity(scored)]
     show_table("detectable-drops", rows, "The smallest drop that tonight's items can show, by metric")
 
 
@@ -141,10 +142,10 @@ def _gated_protocol(space: Workspace) -> str:
 
 
 def _as_scored(space: Workspace, suites: list[Suite]) -> list[Suite]:
-    """The suites without what the champion's facts have put out of date, which the night leaves out."""
+    """The suites without what the night leaves out: what the champion's facts have put out of date, or is too long."""
     champion = space.champion
     holding = space.ledger.facts_in_state(champion.state_digest) if champion else []
-    return [without_edited(suite, holding) for suite in suites]
+    return [fitting(without_edited(suite, holding), space.base) for suite in suites]
 
 
 def _tonights_suites(space: Workspace, work: NightWork, base_scorer: Scorer) -> Iterator[Suite]:
