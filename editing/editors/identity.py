@@ -101,6 +101,6 @@ def require_unaltered(
             name for name in {*rest, *content} if canonical_json(rest.get(name)) != canonical_json(content.get(name))
         }
         raise StateError(
-            f"{folder} was altered after it was written: {', '.join(sorted(told))} in its record is not what its content "
-            "says; restore the files from where they were registered"
+            f"{folder} was altered after it was written: {', '.join(sorted(told))} in its record is not what its "
+            "content says; restore the files from where they were registered"
         )
