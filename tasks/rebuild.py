@@ -473,6 +473,7 @@ def _runs(space: Workspace, step: _Step, verdicts: Sequence[Event], champion: in
         **counts,
         "facts": plan.considered if plan else sum(counts.values()) + count("left_out"),
         "quarantined": 0,
+        "again": len(set(plan.again) & set(step.applied)) if plan else 0,
         "blamed": len(search.blamed) if search else 0,
         "postponed": len(search.postponed) if search else 0,
         "contradicting": len(plan.contradicting) if plan else 0,

@@ -9,6 +9,8 @@ from tasks.champion.canary import CANARY
 from tasks.champion.moves import require_known_champion
 from tasks.errors import LedgerError
 from tasks.ledger import EventKind, VersionRecord
+from tasks.ledger.nights import not_learned_facts
+from tasks.night.plan import EFFORT
 from tasks.night.summary import finished_nights
 from tasks.registry import CHALLENGER
 from tasks.workspace import Workspace
@@ -33,13 +35,20 @@ def status_of(space: Workspace) -> dict[str, Any]:
 
 
 def _not_learned(space: Workspace, head: str) -> Iterator[dict[str, str]]:
-    """The facts that the champion holds and does not tell, with what is said instead."""
-    for events in space.ledger.events_by_fact({EventKind.NOT_LEARNED}):
-        last = events[-1]
-        if space.ledger.status(last.fact_id, head) is EventKind.NOT_LEARNED:
-            (fact,) = space.ledger.facts([last.fact_id])
-            said = f"{fact.subject} / {fact.relation}: {fact.target}"
-            yield {"fact_id": fact.fact_id, "fact": said, "why": last.detail["why"]}
+    """The facts that the champion holds and does not tell, with what is said instead and what becomes of each."""
+    for fact, why, tried in not_learned_facts(space.ledger, head):
+        said = f"{fact.subject} / {fact.relation}: {fact.target}"
+        yield {"fact_id": fact.fact_id, "fact": said, "why": why, "next": _next(space, fact.fact_id, tried)}
+
+
+def _next(space: Workspace, fact_id: str, tried: int) -> str:
+    """What becomes of a fact that was edited `tried` times and is not answered."""
+    if tried < space.settings.editor.tries:
+        return f"edited {tried} times; the next night tries again with {EFFORT} times the steps"
+    return (
+        f"edited {tried} times: waits for a person. Send it in other words (another prompt or target), take it back "
+        f"with `errata retract {fact_id[:12]}`, or raise editor.tries"
+    )
 
 
 def _kept_out(space: Workspace, head: str | None) -> Iterator[dict[str, str]]:
@@ -93,7 +102,13 @@ def fact_history(space: Workspace, fact_id: str) -> dict[str, Any]:
         }
         for event in space.ledger.history(fact_id)
     ]
-    return {"fact": f"{fact.subject} / {fact.relation}: {fact.target or 'retracted'}", "events": events}
+    head = space.champion.state_digest if space.champion else None
+    waiting = [tried for found, _, tried in not_learned_facts(space.ledger, head) if found.fact_id == fact_id]
+    return {
+        "fact": f"{fact.subject} / {fact.relation}: {fact.target or 'retracted'}",
+        "events": events,
+        "next": _next(space, fact_id, waiting[0]) if waiting else None,
+    }
 
 
 def _version(space: Workspace, record: VersionRecord | None) -> dict[str, Any] | None:

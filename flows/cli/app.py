@@ -237,6 +237,8 @@ def history(
     if fact:
         told = fact_history(open_workspace(), fact)
         print_json(told) if as_json else out.print(table(told["fact"], told["events"]))
+        if told["next"] and not as_json:
+            out.print(f"\n{shown(told['next'])}", soft_wrap=True)
         return
     told = night_history(open_workspace())
     if as_json:

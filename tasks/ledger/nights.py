@@ -233,3 +233,18 @@ def evidence(ledger: Ledger, item: Contradiction) -> str:
         f"{item.sentence(f'row {seen.row} of {seen.file}')}. If the other is wrong or over, `errata retract "
         f"{theirs[:12]}`, then `errata release {ours}`; if both hold, take the pair out of [feed.inverse_relations]"
     )
+
+
+def not_learned_facts(ledger: Ledger, head: str | None) -> Iterator[tuple[FactChange, str, int]]:
+    """The facts that the state `head` holds and does not answer, each with why, and how often it was edited in vain.
+
+    Every state counts that was made with the fact edited anew and asked, whether it came to serve or not.
+    """
+    if head is None:
+        return
+    for events in ledger.events_by_fact({EventKind.APPLIED, EventKind.NOT_LEARNED}):
+        last = events[-1]
+        if last.kind is EventKind.NOT_LEARNED and ledger.status(last.fact_id, head) is EventKind.NOT_LEARNED:
+            states = [{e.state_digest for e in events if e.kind is kind} for kind in (EventKind.APPLIED, last.kind)]
+            (fact,) = ledger.facts([last.fact_id])
+            yield fact, last.detail["why"], len(states[0] & states[1])

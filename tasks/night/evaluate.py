@@ -173,15 +173,19 @@ def edit_suites(
 ) -> tuple[ProbeSuite, ProbeSuite]:
     """The suites of tonight's edits, the facts `tonight` in the state, and of a sample of earlier nights'.
 
-    Facts that hold again, because what had superseded them is taken back, are earlier nights' and always asked.
+    Facts that hold again, because what had superseded them is taken back, are earlier nights' and always asked, and so
+    are those that are tried again.
     """
     as_of = work.time.date()
-    new = [AppliedFact(fact, as_of) for fact in tonight]
+    again = {fact.fact_id for fact in tonight} & set(work.again)
+    new = [AppliedFact(fact, as_of) for fact in tonight if fact.fact_id not in again]
     gone = {fact for _, fact in work.retract}
     standing = [fact for fact in space.ledger.facts_in_state(work.parent) if fact.fact_id not in gone]
     restored = list(_with_nights(space, space.ledger.facts(restored_facts(space, work))))
     earlier = sorted(_with_nights(space, standing), key=lambda item: sha256(item.fact.fact_id.encode()).digest())
-    sample = [*restored, *earlier][: max(space.settings.evaluation.retention, len(restored))]
+    earlier.sort(key=lambda item: item.fact.fact_id not in again)
+    always = len(restored) + len(again)
+    sample = [*restored, *earlier][: max(space.settings.evaluation.retention, always)]
     applied = [*restored, *earlier, *new]
     return (
         edit_suite(EDITS, new, applied=applied, as_of=as_of, base_scorer=base_scorer, metrics=metrics),

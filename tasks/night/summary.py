@@ -29,7 +29,7 @@ class NightSummary:
     `facts` were decided about; of those `refused` belong to batches that the editor refused, `blamed` were
     quarantined because the gate failed by them, `contradicting` because they contradict another fact through an
     inverse relation, and `postponed` wait because they were too many at once.
-    Of the `applied` ones `not_learned` are not answered by the candidate.
+    Of the `applied` ones `again` were tried once more, and `not_learned` are not answered by the candidate.
     `quarantined` rows did not come in since the night before. `decided` says who or what had the last
     word on a version that the gate let through. `champion` is the version that serves after the night
     (None: the base). `seconds` went into editing; `timing` has the seconds, items per second and share
@@ -60,6 +60,7 @@ class NightSummary:
     postponed: int = 0
     contradicting: int = 0
     not_learned: int = 0
+    again: int = 0
     seconds: float = 0.0
     timing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     reach: Mapping[str, float] = field(default_factory=dict)

@@ -14,6 +14,8 @@ from editing.evals.culprit import Cause, Ending
 from flows.night import NightConfig, night
 from tasks.ask import ask
 from tasks.errors import LedgerError
+from tasks.explain import explain
+from tasks.facts.audit import audit
 from tasks.feed.convert import convert_feed
 from tasks.feed.schema import write_feed
 from tasks.ledger import EventKind
@@ -145,10 +147,24 @@ def test_a_fact_that_did_not_take_is_not_learned_and_everything_says_so(home, ch
     assert "did not converge" in told["why"]
     assert fact_history(space, degenerate.fact_id)["events"][-1]["what"] == "not_learned"
     assert "1 fact of them did not take." in find_report(space).read_text(encoding="utf-8")
-    # It is asked again with the others of its night, and stays what it is until it is answered.
+    # It is held and not served; whoever asks why hears that the edit which fired is not what is said.
+    (life,) = audit(space, degenerate.fact_id)
+    assert ([version["answered"] for version in life["versions"]], life["served"]) == ([False], [])
+    assert audit(space, good[0].fact_id)[0]["served"]
+    found = explain(space, "The mayor of Farholt is")
+    assert (found["edit"]["fact"], found["edit"]["learned"], found["served"]) == (degenerate.fact_id, False, False)
+    assert "is not 'zq xv zq xv zq', the target of this edit, which is not learned: the edit did not" in found["doubt"]
+    assert explain(space, good[0].question)["served"]
+    # The next night tries it once more, with more effort, and then no other: it waits for a person.
+    assert told["next"] == "edited 1 times; the next night tries again with 4 times the steps"
     space, row = run(change("Dunmore", "Ada Moss", "2018-02-05"), as_of=FEBRUARY)
-    assert (row.champion, row.not_learned) == (2, 0)
+    assert (row.champion, row.applied, row.again, row.not_learned) == (2, 2, 1, 1)
     assert space.ledger.status(degenerate.fact_id, space.champion.state_digest) is EventKind.NOT_LEARNED
+    (told,) = status_of(space)["not_learned"]
+    assert "edited 2 times: waits for a person" in told["next"]
+    assert fact_history(space, degenerate.fact_id)["next"] == told["next"]
+    row = night(NightConfig(as_of=FEBRUARY))
+    assert (row.verdict, row.again, row.champion) == ("nothing to do", 0, 2)
     # A newer fact takes its place as it takes that of any other.
     space, row = run(change("Farholt", "Dov Stern", "2018-02-20"), as_of=datetime(2018, 3, 28, tzinfo=UTC))
     assert (row.champion, row.not_learned) == (3, 0)
