@@ -43,10 +43,11 @@ def _not_learned(space: Workspace, head: str) -> Iterator[dict[str, str]]:
 
 def _next(space: Workspace, fact_id: str, tried: int) -> str:
     """What becomes of a fact that was edited `tried` times and is not answered."""
+    times = "once" if tried == 1 else f"{tried} times"
     if tried < space.settings.editor.tries:
-        return f"edited {tried} times; the next night tries again with {EFFORT} times the steps"
+        return f"edited {times}; the next night tries again with {EFFORT} times the steps"
     return (
-        f"edited {tried} times: waits for a person. Send it in other words (another prompt or target), take it back "
+        f"edited {times}: waits for a person. Send it in other words (another prompt or target), take it back "
         f"with `errata retract {fact_id[:12]}`, or raise editor.tries"
     )
 

@@ -156,7 +156,7 @@ def test_a_fact_that_did_not_take_is_not_learned_and_everything_says_so(home, ch
     assert "is not 'zq xv zq xv zq', the target of this edit, which is not learned: the edit did not" in found["doubt"]
     assert explain(space, good[0].question)["served"]
     # The next night tries it once more, with more effort, and then no other: it waits for a person.
-    assert told["next"] == "edited 1 times; the next night tries again with 4 times the steps"
+    assert told["next"] == "edited once; the next night tries again with 4 times the steps"
     space, row = run(change("Dunmore", "Ada Moss", "2018-02-05"), as_of=FEBRUARY)
     assert (row.champion, row.applied, row.again, row.not_learned) == (2, 2, 1, 1)
     assert space.ledger.status(degenerate.fact_id, space.champion.state_digest) is EventKind.NOT_LEARNED
