@@ -35,9 +35,14 @@ class Step:
     effort: int = 1
 
     @property
+    def again(self) -> bool:
+        """Whether the state holds the facts already, and does not answer them."""
+        return self.effort > 1
+
+    @property
     def step_id(self) -> str:
         """SHA-256 (first 16 hex digits) of what is done."""
-        return _key([self.retracts, self.fact_ids, *([self.effort] if self.effort > 1 else [])])
+        return _key([self.retracts, self.fact_ids, *([self.effort] if self.again else [])])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
