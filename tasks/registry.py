@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,11 +20,12 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from requests import RequestException
+from sqlalchemy import make_url
 
 from tasks.errors import TasksError, without_password
 from tasks.moved import follow
 from tasks.settings import MLFLOW_PORT
-from tasks.version_files import STATE_FOLDER, VersionFiles
+from tasks.version_files import LIST_TAG, STATE_FOLDER, VersionFiles
 from tasks.waiting import Patient
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ CHALLENGER = "challenger"
 NIGHT_TAG = "errata.night"
 DIGEST_TAG = "errata.state_digest"
 POINTED_TAG = "errata.pointed"
+TABLES = "tables"
 TABLES_TAG = "mlflow.loggedArtifacts"
 PARAM_LIMIT = 6000
 PARAMS_A_CALL = 100
@@ -53,12 +56,13 @@ class ArtifactMissingError(RegistryError):
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A registered state: its number, content digest, tags, and the MLflow run of the night that made it."""
+    """A registered state: its number, content digest, tags, the MLflow run of the night that made it, and when."""
 
     number: int
     digest: str
     run_id: str
     tags: Mapping[str, str]
+    made: datetime
 
 
 class Registry:
@@ -112,14 +116,15 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         before = self.by_digest(parent) if parent else None
-        self._files.put(run_id, folder, parent_run=before.run_id if before else None)
+        listed = self._files.put(run_id, folder, parent_run=before.run_id if before else None)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{STATE_FOLDER}"
-        made = self._client.create_model_version(self.name, source, run_id=run_id, tags={**tags, DIGEST_TAG: digest})
+        told = {**tags, DIGEST_TAG: digest, LIST_TAG: listed}
+        made = self._client.create_model_version(self.name, source, run_id=run_id, tags=told)
         return _version(made)
 
     def restore(self, version: Version, folder: Path) -> None:
         """Put all files of a version where its run keeps them, in place of those that are there."""
-        self._files.put(version.run_id, folder)
+        self.tag(version.number, {LIST_TAG: self._files.put(version.run_id, folder)})
 
     def by_digest(self, digest: str) -> Version | None:
         """The version whose state has this digest."""
@@ -179,6 +184,27 @@ class Registry:
             return None
         return None if told == "None" else int(told)
 
+    def metrics_of(self, version: Version) -> dict[str, float]:
+        """The metrics of the run that made a version; empty where the run is gone."""
+        try:
+            return dict(self._client.get_run(version.run_id).data.metrics)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+
+    def table_of(self, version: Version, name: str) -> list[dict[str, Any]]:
+        """The rows of a table that `NightRun.table` logged in the run that made a version; none where there is none."""
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                path = Path(self._client.download_artifacts(version.run_id, f"{TABLES}/{name}.json", scratch))
+                content = json.loads(path.read_text(encoding="utf-8"))
+            except (MlflowException, OSError, ValueError) as error:
+                if _is_outage(error):
+                    raise
+                return []
+        return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+
     def tag(self, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
         for key, value in tags.items():
@@ -187,8 +213,8 @@ class Registry:
     def fetch(self, version: Version) -> Path:
         """The version's files as the registry has them, downloaded (on the store's own machine: linked) once.
 
-        Whoever loads them verifies the digest. Raises `ArtifactMissingError` for files that are not there,
-        `StateError` for one that is kept with another version and was altered.
+        Checked against what was registered, byte by byte. Raises `ArtifactMissingError` for files that are not there,
+        `StateError` for one that was altered since it was registered.
         """
         target = self._cache / f"{version.number}-{version.digest[:16]}"
         if not target.exists():
@@ -198,7 +224,7 @@ class Registry:
                 try:
                     with self.answering():
                         source = self._client.get_model_version_download_uri(self.name, str(version.number))
-                        files = self._files.get(source, Path(part))
+                        files = self._files.get(source, Path(part), self._listed(version.number))
                 except (MlflowException, OSError) as error:
                     sentence = f"the files of {place} are not at {without_password(self._tracking_uri)}: {error}"
                     raise ArtifactMissingError(sentence) from error
@@ -217,6 +243,10 @@ class Registry:
                 f"the registry at {without_password(self._tracking_uri)} does not answer ({_first_line(error)}); "
                 "see that MLflow and its artifact store run, then try again"
             ) from error
+
+    def _listed(self, number: int) -> str | None:
+        """The digest of the version's list of files, as its tag has it now; None for versions of before there was."""
+        return self._client.get_model_version(self.name, str(number)).tags.get(LIST_TAG)
 
     def forget(self, version: Version) -> None:
         """Drop the downloaded copy of a version, so that the next `fetch` asks the registry again."""
@@ -263,7 +293,7 @@ class NightRun:
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log `rows` (one shape) as a table that MLflow's page shows; an earlier one of this name is replaced."""
         columns = list(rows[0]) if rows else []
-        path = f"tables/{name}.json"
+        path = f"{TABLES}/{name}.json"
         self._client.log_dict(
             self.run_id, {"columns": columns, "data": [[row[c] for c in columns] for row in rows]}, path
         )
@@ -292,6 +322,12 @@ class NightRun:
         self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "feed")])])
 
 
+def is_missing(tracking_uri: str) -> bool:
+    """Whether a store is an SQLite file that is not there; MLflow would make an empty one."""
+    url = make_url(tracking_uri) if tracking_uri.startswith("sqlite:") else None
+    return url is not None and bool(url.database) and not Path(str(url.database)).exists()
+
+
 def _is_outage(error: Exception) -> bool:
     """Whether nobody answered. Only an answer that says so makes something missing."""
     if isinstance(error, MlflowException):
@@ -305,4 +341,5 @@ def _first_line(error: Exception) -> str:
 
 def _version(found: ModelVersion) -> Version:
     tags = dict(found.tags)
-    return Version(int(found.version), tags.get(DIGEST_TAG, ""), found.run_id or "", tags)
+    made = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC)
+    return Version(int(found.version), tags.get(DIGEST_TAG, ""), found.run_id or "", tags, made)

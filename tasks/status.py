@@ -7,9 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tasks.champion.canary import CANARY
+from tasks.champion.moves import require_known_champion
 from tasks.facts.find import find_fact
 from tasks.feed.ingest import left_lying
 from tasks.ledger import EventKind, VersionRecord
+from tasks.ledger.nights import not_learned_facts
+from tasks.night.plan import EFFORT
 from tasks.night.summary import finished_nights
 from tasks.registry import CHALLENGER
 from tasks.workspace import Workspace
@@ -17,6 +20,7 @@ from tasks.workspace import Workspace
 
 def status_of(space: Workspace) -> dict[str, Any]:
     """Who serves, what waits, what is kept out, not taken in or not learned and why, and the last night's row."""
+    require_known_champion(space)
     ledger = space.ledger
     champion = space.champion
     waiting, first = ledger.waiting(datetime.now(UTC), champion.state_digest if champion else None)
@@ -36,13 +40,21 @@ def status_of(space: Workspace) -> dict[str, Any]:
 
 
 def _not_learned(space: Workspace, head: str) -> Iterator[dict[str, str]]:
-    """The facts that the champion holds and does not tell, with what is said instead."""
-    for events in space.ledger.events_by_fact({EventKind.NOT_LEARNED}):
-        last = events[-1]
-        if space.ledger.status(last.fact_id, head) is EventKind.NOT_LEARNED:
-            (fact,) = space.ledger.facts([last.fact_id])
-            said = f"{fact.subject} / {fact.relation}: {fact.target}"
-            yield {"fact_id": fact.fact_id, "fact": said, "why": last.detail["why"]}
+    """The facts that the champion holds and does not tell, with what is said instead and what becomes of each."""
+    for fact, why, tried in not_learned_facts(space.ledger, head):
+        said = f"{fact.subject} / {fact.relation}: {fact.target}"
+        yield {"fact_id": fact.fact_id, "fact": said, "why": why, "next": _next(space, fact.fact_id, tried)}
+
+
+def _next(space: Workspace, fact_id: str, tried: int) -> str:
+    """What becomes of a fact that was edited `tried` times and is not answered."""
+    times = "once" if tried == 1 else f"{tried} times"
+    if tried < space.settings.editor.tries:
+        return f"edited {times}; the next night tries again with {EFFORT} times the steps"
+    return (
+        f"edited {times}: waits for a person. Send it in other words (another prompt or target), take it back "
+        f"with `errata retract {fact_id[:12]}`, or raise editor.tries"
+    )
 
 
 def _kept_out(space: Workspace, head: str | None) -> Iterator[dict[str, str]]:
@@ -58,6 +70,7 @@ def _kept_out(space: Workspace, head: str | None) -> Iterator[dict[str, str]]:
 
 def night_history(space: Workspace) -> dict[str, Any]:
     """Every finished night, every move of an alias with its reason, and every check of the champion, oldest first."""
+    require_known_champion(space)
     moves = [
         {
             "at": move.at.isoformat(timespec="seconds"),
@@ -93,7 +106,13 @@ def fact_history(space: Workspace, fact_id: str) -> dict[str, Any]:
         }
         for event in space.ledger.history(fact.fact_id)
     ]
-    return {"fact": f"{fact.subject} / {fact.relation}: {fact.target or 'retracted'}", "events": events}
+    head = space.champion.state_digest if space.champion else None
+    waiting = [tried for found, _, tried in not_learned_facts(space.ledger, head) if found.fact_id == fact.fact_id]
+    return {
+        "fact": f"{fact.subject} / {fact.relation}: {fact.target or 'retracted'}",
+        "events": events,
+        "next": _next(space, fact.fact_id, waiting[0]) if waiting else None,
+    }
 
 
 def _version(space: Workspace, record: VersionRecord | None) -> dict[str, Any] | None:

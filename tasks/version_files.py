@@ -4,7 +4,8 @@ A version's folder has a list, `files.json`: each of its files by name, with siz
 whose folder has it. What the parent version has already is not written again. In a store on this
 machine it becomes a hard link, and the folder stays whole whatever happens to other versions; in any
 other store it stays where the run that wrote it put it, that run is marked (`KEEP_TAG`), and whoever
-fetches the version gathers it from there, checked against the list.
+fetches the version gathers it from there. What is fetched is checked against the list, every byte of every file, and
+the list against its own SHA-256, which the version's tag `LIST_TAG` has.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from tasks.feed.files import file_digest
 
 STATE_FOLDER = "state"
 LIST = "files.json"
+LIST_TAG = "errata.files"
 KEEP_TAG = "errata.keep"
 KEEP = "later versions take files from this run: delete it only together with them"
+_RESTORE = "restore it there, or run the night again that made this version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,8 @@ class VersionFiles:
         self._client = client
         self._tracking_uri = tracking_uri
 
-    def put(self, run_id: str, folder: Path, *, parent_run: str | None = None) -> None:
-        """Make the files of `folder` those of the run's version, in place of any that are there.
+    def put(self, run_id: str, folder: Path, *, parent_run: str | None = None) -> str:
+        """Make the files of `folder` those of the run's version, in place of any that are there; the list's SHA-256.
 
         Those that the version of `parent_run` has too are shared with it. The list is written last.
         """
@@ -63,12 +66,14 @@ class VersionFiles:
             path = Path(scratch) / LIST
             write_json(path, {name: asdict(entry) for name, entry in held.items()})
             self._client.log_artifact(run_id, str(path), STATE_FOLDER)
+            return file_digest(path)
 
-    def get(self, source: str, into: Path) -> Path:
+    def get(self, source: str, into: Path, listed: str | None = None) -> Path:
         """The version whose folder is at the URI `source`, whole, in a folder under `into`.
 
-        On this machine its files are links. Raises `OSError` or `MlflowException` for what is not there,
-        `StateError` for a file of another run that is not what the list says.
+        `listed` is the SHA-256 of its list (None: a version of before it was kept). On this machine its files are
+        links. Raises `OSError` or `MlflowException` for what is not there, `StateError` for a list or a file that is
+        not what was written.
         """
         if (place := _on_this_machine(source)) is None:
             folder = Path(download_artifacts(source, dst_path=str(into), tracking_uri=self._tracking_uri))
@@ -78,11 +83,18 @@ class VersionFiles:
             for name, path in _files(place).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 link_file(path, folder / name)
+        if listed is not None and file_digest(folder / LIST) != listed:
+            raise StateError(f"{LIST} was altered after it was written; {_RESTORE}")
         if (folder / LIST).is_file():
-            for name, held in _read_list(folder / LIST).items():
+            entries = _read_list(folder / LIST)
+            (folder / LIST).unlink()
+            for name, held in entries.items():
                 if not (folder / name).exists():
                     self._gather(name, held, folder / name)
-            (folder / LIST).unlink()
+                if file_digest(folder / name) != held.sha256:
+                    raise StateError(f"{name} was altered after it was written; {_RESTORE}")
+            if strange := sorted(_files(folder).keys() - entries.keys()):
+                raise StateError(f"{strange[0]} was added after the version was written; take it away")
         return folder
 
     def _listed(self, run_id: str) -> Mapping[str, Held]:
@@ -112,8 +124,7 @@ class VersionFiles:
             found = self._client.download_artifacts(held.run, f"{STATE_FOLDER}/{name}", scratch)
             if file_digest(Path(found)) != held.sha256:
                 raise StateError(
-                    f"{name}, which is kept in run {held.run}, was altered after it was written; restore it there, or "
-                    "run the night again that made this version"
+                    f"{name}, which is kept in run {held.run}, was altered after it was written; {_RESTORE}"
                 )
             shutil.move(found, target)
 

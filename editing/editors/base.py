@@ -153,9 +153,18 @@ class Editor(Protocol[State]):
         ...
 
     def apply(
-        self, base: BaseModel, state: State, batch: EditBatch, *, progress: Progress | None = None
+        self,
+        base: BaseModel,
+        state: State,
+        batch: EditBatch,
+        *,
+        progress: Progress | None = None,
+        effort: int = 1,
     ) -> AppliedBatch:
-        """The state with the batch's facts; earlier facts with the same keys are superseded."""
+        """The state with the batch's facts; earlier facts with the same keys are superseded.
+
+        `effort` times the steps of the config may be spent, on facts that a first edit did not bring about.
+        """
         ...
 
     def retract(

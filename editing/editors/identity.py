@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from editing.errors import StateError
 from editing.models import BaseModel
 from editing.prompts import RAW, PromptForm
+from editing.storage import canonical_json
 
 
 class OfBase(Protocol):
@@ -77,10 +78,29 @@ def complete(folder: Path, *also: type[Exception]) -> Iterator[None]:
         ) from error
 
 
-def require_unaltered(folder: Path, digest: str, recorded: str, *, whole: bool = True) -> None:
-    """Raises `StateError` when content has another digest than its record says, or is not what the digest is of."""
-    if digest != recorded or not whole:
+def require_unaltered(
+    folder: Path,
+    digest: str,
+    recorded: Mapping[str, Any],
+    content: Mapping[str, Any] | None = None,
+    *,
+    whole: bool = True,
+) -> None:
+    """Raises `StateError` when content has another digest than its record says, or is not what the digest is of.
+
+    `recorded` is the record as it was read, with its `digest`; `content` what it is to hold beside that, to the letter.
+    """
+    if digest != recorded.get("digest") or not whole:
         raise StateError(
             f"{folder} was altered after it was written: its content has digest {digest[:12]}, its record says "
-            f"{recorded[:12]}; restore the files from where they were registered"
+            f"{str(recorded.get('digest'))[:12]}; restore the files from where they were registered"
+        )
+    rest = {name: value for name, value in recorded.items() if name != "digest"}
+    if content is not None and canonical_json(rest) != canonical_json(content):
+        told = {
+            name for name in {*rest, *content} if canonical_json(rest.get(name)) != canonical_json(content.get(name))
+        }
+        raise StateError(
+            f"{folder} was altered after it was written: {', '.join(sorted(told))} in its record is not what its "
+            "content says; restore the files from where they were registered"
         )

@@ -26,7 +26,7 @@ from typing import TypeVar
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, t
 
 from editing.errors import SuiteError
 from editing.evals.report import EvalReport
@@ -322,8 +322,13 @@ def _binary(
 def _graded(
     drops: list[float], records: list[str], margin: float, *, alpha: float, power: float, seed: int
 ) -> dict[str, float]:
-    """The same of graded items; fewer than `FEWEST_RECORDS` records show nothing."""
-    if len(set(records)) < FEWEST_RECORDS:
+    """The same of graded items; fewer than `FEWEST_RECORDS` records show nothing.
+
+    The drawn means are spread by what a few records' scatter is short of (the expanded percentiles of Hesterberg, The
+    American Statistician 69:371, 2015): without it 5 records err three times as often as they should.
+    """
+    n_records = len(set(records))
+    if n_records < FEWEST_RECORDS:
         return {
             "p_inferior": 1.0,
             "p_beyond": 1.0,
@@ -331,7 +336,9 @@ def _graded(
             "drop_bound": max(1.0, *drops),
             "detectable": 1.0,
         }
-    means = bootstrap(drops, seed=seed, records=records)
+    spread = math.sqrt(n_records / (n_records - 1)) * t.ppf(1 - alpha, n_records - 1) / norm.ppf(1 - alpha)
+    drop = math.fsum(drops) / len(drops)
+    means = drop + spread * (bootstrap(drops, seed=seed, records=records) - drop)
     p_inferior, p_beyond, p_non_inferior = (
         (float(extreme.sum()) + 1) / (len(means) + 1) for extreme in (means <= 0, means <= margin, means >= margin)
     )

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Self, get_args
 
-from editing.evals.compare import Comparison, adjust, paired_tests
+from editing.evals.compare import Comparison, adjust, design_effect, paired_tests
 from editing.evals.edits import Moment
 from editing.evals.policy import Policy, Sensitivity, require_suites, sensitivity_of
 from editing.evals.report import EvalReport, ItemOutcome
@@ -262,9 +262,10 @@ def _tables(
 
 def _sensitivities(policy: Policy, candidate: EvalReport, reference: EvalReport) -> Iterator[Sensitivity]:
     for name, metric in candidate.metrics.items():
-        if metric.binary:
-            yield sensitivity_of(policy, name, metric.n)
-            continue
         ours, theirs = candidate.items(name), reference.by_metric.get(name, {})
         if ours.keys() == theirs.keys():
-            yield sensitivity_of(policy, name, metric.n, [theirs[item].score - ours[item].score for item in ours])
+            drops = [theirs[item].score - ours[item].score for item in ours]
+            deff = design_effect(drops, [ours[item].record or item for item in ours])
+            yield sensitivity_of(policy, name, metric.n, None if metric.binary else drops, deff=deff)
+        elif metric.binary:
+            yield sensitivity_of(policy, name, metric.n)

@@ -138,13 +138,16 @@ class Sensitivity:
     margin: float | None
 
 
-def sensitivity_of(policy: Policy, metric: str, n: int, drops: Sequence[float] | None = None) -> Sensitivity:
-    """Right/wrong items show a drop by their number, graded ones by how their `drops` scatter."""
+def sensitivity_of(
+    policy: Policy, metric: str, n: int, drops: Sequence[float] | None = None, *, deff: float = 1.0
+) -> Sensitivity:
+    """Right/wrong items show a drop by their number, graded ones by how their `drops` scatter; either the less, the
+    more the items of one record go together (`compare.design_effect`)."""
     setting = {"alpha": policy.alpha, "power": policy.power}
     if drops is None:
-        detectable = detectable_drop(n, **setting, discordance=policy.discordance)
+        detectable = detectable_drop(n / deff, **setting, discordance=policy.discordance)
     else:
-        detectable = detectable_shift(drops, **setting)
+        detectable = detectable_shift(drops, **setting, deff=deff)
     margin = _smallest(policy.champion_margins, policy.base_margins).get(metric)
     return Sensitivity(metric=metric, n=n, detectable=detectable, margin=margin)
 

@@ -17,7 +17,21 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from editing.shown import printable
-from flows.cli import almanac, bench, calibrate, catch_up, champion, evals, explain, facts, feed, model, plan, recipe
+from flows.cli import (
+    almanac,
+    bench,
+    calibrate,
+    catch_up,
+    champion,
+    evals,
+    explain,
+    facts,
+    feed,
+    ledger,
+    model,
+    plan,
+    recipe,
+)
 from flows.cli.console import (
     EVERY_DAY,
     PANELS,
@@ -70,6 +84,7 @@ app.command(rich_help_panel=SET_UP)(calibrate.calibrate)
 app.add_typer(champion.app)
 app.add_typer(facts.app)
 app.add_typer(explain.app)
+app.add_typer(ledger.app, name="ledger", rich_help_panel=UNDO)
 app.command("eval", rich_help_panel=RESEARCH)(evals.evaluate)
 app.command(rich_help_panel=RESEARCH)(evals.retention)
 app.add_typer(evals.suites_app, name="suites", rich_help_panel=RESEARCH)
@@ -322,6 +337,8 @@ def history(
     if fact:
         told = fact_history(open_workspace(), fact)
         print_json(told) if as_json else out.print(table(told["fact"], told["events"]))
+        if told["next"] and not as_json:
+            out.print(f"\n{shown(told['next'])}", soft_wrap=True)
         return
     told = night_history(open_workspace())
     if as_json:

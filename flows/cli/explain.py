@@ -9,7 +9,7 @@ import typer
 from flows.cli.console import EVERY_DAY, out, print_json, require_text, table
 
 app = typer.Typer()
-COLUMNS = ("subject", "relation", "target", "source", "night", "version", "score")
+COLUMNS = ("subject", "relation", "target", "source", "night", "version", "learned", "score")
 
 
 @app.command(rich_help_panel=EVERY_DAY)
@@ -32,6 +32,8 @@ def explain(
         return
     out.print(f"answer   {found['answer']}", markup=False)
     out.print(f"by       {_by(found)}", markup=False, soft_wrap=True)
+    if found["doubt"]:
+        out.print(f"but      {found['doubt']}", markup=False, soft_wrap=True)
     if found["asked"] != found["prompt"]:
         out.print(f"asked    {found['asked']!r}", markup=False, soft_wrap=True)
     if found["limit"] is not None:
@@ -51,4 +53,5 @@ def _by(found: dict[str, Any]) -> str:
 
 
 def _scored(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in row.items()}
+    words = {name: str(value).lower() if isinstance(value, bool) else value for name, value in row.items()}
+    return {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in words.items()}

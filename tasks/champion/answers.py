@@ -56,26 +56,33 @@ def record_answers(space: Workspace, digest: str, report: EvalReport) -> None:
     """Write down what the state answers on a sample of its facts, and what it answered on one suite's sample."""
     if space.ledger.answers(digest):
         return
-    settings = space.settings.canary
-    facts = drawn_facts(space.state(digest), settings.facts)
+    space.ledger.record_answers([*fact_answers(space, digest), *suite_answers(space, digest, report.outcomes)])
+
+
+def fact_answers(space: Workspace, digest: str) -> list[RecordedAnswer]:
+    """What the state answers on a sample of its facts."""
+    facts = drawn_facts(space.state(digest), space.settings.canary.facts)
     prompts = [fact.question for fact in facts]
     with space.scorer(digest) as scorer:
         given = scorer.generate(prompts, MAX_NEW_TOKENS) if prompts else []
-    recorded = [
+    return [
         RecordedAnswer(state_digest=digest, suite=FACTS, item_id=fact.fact_id, prompt=prompt, answer=answer)
         for fact, prompt, answer in zip(facts, prompts, given, strict=True)
     ]
+
+
+def suite_answers(space: Workspace, digest: str, outcomes: Iterable[ItemOutcome]) -> list[RecordedAnswer]:
+    """Of what the state answered when it was evaluated, a sample of one suite."""
     suite = suite_asked(space.settings)
-    outcomes = [outcome for outcome in report.outcomes if outcome.suite == suite]
-    items = set(_drawn(sorted({outcome.item_id for outcome in outcomes}), str, settings.items))
-    recorded += [
+    outcomes = [outcome for outcome in outcomes if outcome.suite == suite]
+    items = set(_drawn(sorted({outcome.item_id for outcome in outcomes}), str, space.settings.canary.items))
+    return [
         RecordedAnswer(
             state_digest=digest, suite=suite, item_id=_name(outcome), prompt=outcome.prompt, answer=outcome.got
         )
         for outcome in outcomes
         if outcome.item_id in items
     ]
-    space.ledger.record_answers(recorded)
 
 
 def drawn_facts(state: EditState, n: int) -> list[FactChange]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from tasks.champion.moves import BY_NIGHT
+from tasks.champion.moves import BY_NIGHT, require_known_champion, require_ledger_of_registry
 from tasks.errors import TasksError
 from tasks.ledger import AliasMove, VersionRecord
-from tasks.registry import CHAMPION
+from tasks.registry import CHAMPION, RegistryError
 from tasks.workspace import Workspace
 
 BASE = "base"
@@ -39,14 +39,21 @@ def digest_of(space: Workspace, version: str | int = CHAMPION, as_of: datetime |
     """The digest of the state that is meant; None for the base.
 
     `version` is an alias, a number or `base`; with `as_of` it is the champion of that moment. Raises
-    `RegistryError` when there is no such version.
+    `RegistryError` when there is no such version, and as `require_ledger_of_registry` does.
     """
+    if version == BASE and as_of is None:
+        return None
+    require_known_champion(space)
     if as_of is not None:
         record = champion_as_of(space, as_of)
         return record.state_digest if record else None
-    if version == BASE or (version == CHAMPION and space.champion is None):
+    if version == CHAMPION and space.champion is None:
         return None
-    return space.registry.get(version).digest
+    try:
+        return space.registry.get(version).digest
+    except RegistryError:
+        require_ledger_of_registry(space)
+        raise
 
 
 def made_version(space: Workspace, version: str | int) -> int | None:

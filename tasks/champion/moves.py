@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from tasks.errors import LedgerError, without_password
 from tasks.faults import checkpoint
 from tasks.ledger import AliasMove
-from tasks.registry import CHALLENGER, CHAMPION, RegistryError
+from tasks.registry import CHALLENGER, CHAMPION, RegistryError, is_missing
 from tasks.workspace import Workspace
 
 ALIASES = (CHAMPION, CHALLENGER)
@@ -31,22 +31,46 @@ def called(version: int | None) -> str:
 
 
 def require_ledger_of_registry(space: Workspace) -> None:
-    """Raise `LedgerError` when MLflow has versions with an alias and the ledger knows none of them.
+    """Raise unless ledger and registry know of each other's versions; one of them would be lost, or of another line.
 
-    That is a lost ledger, or settings that name another one; whatever was decided by it would be wrong.
+    `LedgerError` when an alias of MLflow's is at a version that the ledger does not know, and nobody moved it there by
+    hand; `RegistryError` when MLflow has none of the ledger's versions.
     """
-    if space.ledger.versions():
+    known = {record.version for record in space.ledger.versions()}
+    store, ledger = (without_password(url) for url in (space.settings.tracking_uri, space.settings.ledger))
+    missing = is_missing(space.settings.tracking_uri)
+    if missing and not known:
         return
-    with space.registry.answering():
-        pointed = {alias: found.number for alias in ALIASES if (found := space.registry.aliased(alias))}
-    if pointed:
-        held = ", ".join(f"{alias} at version {number}" for alias, number in pointed.items())
-        raise LedgerError(
-            f"MLflow at {without_password(space.settings.tracking_uri)} has {held} of {space.registry.name!r}, and the "
-            f"ledger at {without_password(space.settings.ledger)} knows no version; nothing was changed. Set "
-            "ledger_url to the ledger of these versions, or put a copy of it back; for a line of versions of its own, "
-            "set another registered_model"
+    pointed: dict[str, int] = {}
+    if not missing:
+        with space.registry.answering():
+            pointed = {alias: found.number for alias in ALIASES if (found := space.registry.aliased(alias))}
+            missing = bool(known) and not pointed and not space.registry.versions()
+    if missing:
+        raise RegistryError(
+            f"MLflow at {store} has no version of {space.registry.name!r}, and the ledger at {ledger} knows "
+            f"{len(known)}; nothing was changed. MLflow's database was lost, or the settings name another: put a copy "
+            "of it back, or set mlflow_tracking_uri and registered_model to those of these versions; without a copy, "
+            "begin another line of versions with a new home"
         )
+    strange = {alias: number for alias, number in pointed.items() if number not in known}
+    if known:
+        strange = {alias: number for alias, number in strange.items() if not space.registry.moved_by_hand(alias)[0]}
+    if strange:
+        held = ", ".join(f"{alias} at version {number}" for alias, number in strange.items())
+        knows = f"knows {len(known)} others alone" if known else "knows no version"
+        way = "or move it aside and run `errata ledger rebuild`" if known else "or run `errata ledger rebuild`"
+        raise LedgerError(
+            f"MLflow at {store} has {held} of {space.registry.name!r}, and the ledger at {ledger} {knows}; nothing was "
+            f"changed. Set ledger_url to the ledger of these versions, or put a newer copy of it back, {way}, which "
+            "makes it again as far as MLflow tells; for a line of versions of its own, set another registered_model"
+        )
+
+
+def require_known_champion(space: Workspace) -> None:
+    """`require_ledger_of_registry` for who only reads: where the ledger knows of versions, MLflow is not asked."""
+    if not space.ledger.versions():
+        require_ledger_of_registry(space)
 
 
 @contextmanager

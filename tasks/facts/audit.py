@@ -12,7 +12,7 @@ from editing.facts import FactChange
 from editing.storage import read_json
 from tasks.facts.find import find_facts
 from tasks.ledger import Event, VersionRecord
-from tasks.ledger.records import IN_STATE
+from tasks.ledger.records import IN_STATE, SERVED
 from tasks.night.plan import PLAN_FILE, NightWork
 from tasks.workspace import Workspace
 
@@ -26,11 +26,10 @@ def _life(space: Workspace, fact: FactChange) -> dict[str, Any]:
     champion = space.champion
     status = space.ledger.status(fact.fact_id, champion.state_digest if champion else None)
     events = space.ledger.history(fact.fact_id)
-    holding = [
-        record
-        for record in space.ledger.versions()
-        if space.ledger.status(fact.fact_id, record.state_digest) in IN_STATE
-    ]
+    statuses = {
+        record.version: space.ledger.status(fact.fact_id, record.state_digest) for record in space.ledger.versions()
+    }
+    holding = [record for record in space.ledger.versions() if statuses[record.version] in IN_STATE]
     return {
         "fact_id": fact.fact_id,
         "status": str(status),
@@ -54,11 +53,12 @@ def _life(space: Workspace, fact: FactChange) -> dict[str, Any]:
                 "verdict": record.verdict,
                 "state": record.state_digest,
                 "registered": _time(record.at),
+                "answered": statuses[record.version] in SERVED,
             }
             for record in holding
         ],
         "scores": [row for record in holding for row in _scores(space, fact.fact_id, record)],
-        "served": list(_served(space, {record.version for record in holding})),
+        "served": list(_served(space, {number for number, status in statuses.items() if status in SERVED})),
     }
 
 
@@ -111,7 +111,7 @@ def _scores(space: Workspace, fact_id: str, record: VersionRecord) -> Iterator[d
 
 
 def _served(space: Workspace, versions: set[int]) -> Iterator[dict[str, Any]]:
-    """The times during which an alias named a version that held the fact; `until` None: it still does."""
+    """The times during which an alias named a version that answered the fact; `until` None: it still does."""
     moves = space.ledger.alias_moves()
     for index, move in enumerate(moves):
         if move.to_version not in versions:

@@ -9,7 +9,7 @@ from itertools import groupby
 
 from editing.facts import FactChange, FactKey, Operation, Superseded, deciding_rule, fold, precedence, resolve_conflicts
 from editing.inverse import STANDS, Contradiction, InverseRelations, contradictions
-from tasks.ledger.records import IN_STATE, PENDING, Event, EventKind
+from tasks.ledger.records import IN_STATE, PENDING, Event, EventKind, RunPhase
 from tasks.ledger.store import Ledger, Standing
 
 INVERSE = "inverse"  # the cause of a quarantine for a contradiction
@@ -233,3 +233,23 @@ def evidence(ledger: Ledger, item: Contradiction) -> str:
         f"{item.sentence(f'row {seen.row} of {seen.file}')}. If the other is wrong or over, `errata retract "
         f"{theirs[:12]}`, then `errata release {ours}`; if both hold, take the pair out of [feed.inverse_relations]"
     )
+
+
+def not_learned_facts(ledger: Ledger, head: str | None) -> Iterator[tuple[FactChange, str, int]]:
+    """The facts that the state `head` holds and does not answer, each with why, and how often it was edited in vain.
+
+    Every state counts that an ended night made with the fact edited anew, and asked, whether it came to serve or not.
+    """
+    if head is None:
+        return
+    ended = {run.run_id for run in ledger.runs() if run.phase is RunPhase.FINISHED}
+    for events in ledger.events_by_fact({EventKind.APPLIED, EventKind.NOT_LEARNED}):
+        last = events[-1]
+        if last.kind is EventKind.NOT_LEARNED and ledger.status(last.fact_id, head) is EventKind.NOT_LEARNED:
+            counting = [event for event in events if event.run_id in ended]
+            edited, in_vain = (
+                {event.state_digest for event in counting if event.kind is kind}
+                for kind in (EventKind.APPLIED, EventKind.NOT_LEARNED)
+            )
+            (fact,) = ledger.facts([last.fact_id])
+            yield fact, last.detail["why"], len(edited & in_vain)

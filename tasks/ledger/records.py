@@ -37,6 +37,9 @@ IN_STATE = frozenset(
 )
 """The fact is part of the edit state that the event names; what was not learned takes up room there and no more."""
 
+SERVED = IN_STATE - {EventKind.NOT_LEARNED}
+"""The fact is part of the state, and the state answers it as far as it was asked."""
+
 PENDING = frozenset({EventKind.RECEIVED, EventKind.RELEASED, EventKind.POSTPONED})
 """The next night must deal with the fact."""
 

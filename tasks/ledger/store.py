@@ -184,9 +184,100 @@ class Intake:
         _append(self._connection, tables.files, [record])
 
 
+class Refill(Intake):
+    """One open transaction that fills an empty ledger; made by `Ledger.refill`."""
+
+    def add_version(
+        self,
+        version: VersionRecord,
+        applied: Sequence[str] = (),
+        retracted: Sequence[str] = (),
+        by: Sequence[str] = (),
+        restored: Sequence[str] = (),
+    ) -> None:
+        """Append a version with its events, as `Ledger.record_version` does."""
+        _append_version(self._connection, version, applied, retracted, by, restored)
+
+    def add_events(self, events: Sequence[Event]) -> None:
+        """Append events."""
+        _append(self._connection, tables.events, events)
+
+    def add_move(self, move: AliasMove) -> None:
+        """Append an alias move, as `Ledger.record_alias_move` does."""
+        _append_move(self._connection, move)
+
+    def add_answers(self, answers: Sequence[RecordedAnswer]) -> None:
+        """Append what a state answers."""
+        _append(self._connection, tables.answers, answers)
+
+    def add_runs(self, runs: Sequence[RunRecord]) -> None:
+        """Append moments of runs."""
+        _append(self._connection, tables.runs, runs)
+
+
 def _append(connection: Connection, table: Table, records: Sequence[Any]) -> None:
     if records:
         connection.execute(insert(table), [_values(record) for record in records])
+
+
+def _append_version(
+    connection: Connection,
+    version: VersionRecord,
+    applied: Sequence[str],
+    retracted: Sequence[str],
+    by: Sequence[str],
+    restored: Sequence[str],
+) -> bool:
+    digest = version.state_digest
+    stands = connection.scalar(
+        select(tables.versions.c.state_digest).where(tables.versions.c.version == version.version)
+    )
+    if stands is not None and stands != digest:
+        raise LedgerError(
+            f"version {version.version} is state {stands[:12]}, not {digest[:12]}; register a new version"
+        )
+    if stands is not None:
+        return False
+    parent = version.parent_digest
+    if parent is not None and not connection.scalar(
+        select(func.count()).where(tables.versions.c.state_digest == parent)
+    ):
+        raise LedgerError(f"parent state {parent[:12]} is no recorded version; record the parent first")
+
+    def event_of(fact_id: str, kind: EventKind, **detail: str) -> Event:
+        return Event(
+            fact_id=fact_id,
+            kind=kind,
+            at=version.at,
+            run_id=version.run_id,
+            state_digest=digest,
+            detail=detail | {"version": version.version},
+        )
+
+    events = [event_of(fact_id, EventKind.RETRACTED) for fact_id in retracted]
+    events += [event_of(fact_id, EventKind.CARRIED_OUT) for fact_id in by]
+    events += [event_of(fact_id, EventKind.RESTORED) for fact_id in restored]
+    replaced = _same_key_in_state(connection, parent, applied)
+    gone = set(retracted)
+    events += [event_of(old, EventKind.SUPERSEDED, by=new) for old, new in replaced if old not in gone]
+    events += [event_of(fact_id, EventKind.APPLIED) for fact_id in applied]
+    _append(connection, tables.versions, [version])
+    _append(connection, tables.events, events)
+    return True
+
+
+def _append_move(connection: Connection, move: AliasMove) -> None:
+    if move.to_version is not None and not connection.scalar(
+        select(func.count()).where(tables.versions.c.version == move.to_version)
+    ):
+        raise LedgerError(f"alias {move.alias!r} cannot move to {move.to_version}: no such version is recorded")
+    moves = _moves(connection, move.alias, None)
+    stands = moves[-1].to_version if moves else None
+    if stands != move.from_version:
+        raise LedgerError(
+            f"alias {move.alias!r} stands at {stands}, not at {move.from_version}; read it again and retry"
+        )
+    _append(connection, tables.alias_moves, [move])
 
 
 def _newest_observation() -> Any:
@@ -292,6 +383,33 @@ class Ledger:
         with self._writer.begin() as connection:
             yield Intake(connection)
 
+    @contextmanager
+    def refill(self) -> Iterator[Refill]:
+        """A transaction that fills a ledger which holds nothing: all of it at the end, or after an exception nothing.
+
+        Raises `LedgerError` for a ledger that holds anything but leases.
+        """
+        with self._writer.begin() as connection:
+            self._require_empty(connection)
+            yield Refill(connection)
+
+    def require_empty(self) -> None:
+        """Raise `LedgerError` for a ledger that holds anything but leases."""
+        with self._reader.begin() as connection:
+            self._require_empty(connection)
+
+    def _require_empty(self, connection: Connection) -> None:
+        counts = {
+            table.name: connection.scalar(select(func.count()).select_from(table))
+            for table in tables.metadata.sorted_tables
+            if table not in (tables.formats, tables.leases)
+        }
+        if held := ", ".join(f"{count} {name}" for name, count in counts.items() if count):
+            raise LedgerError(
+                f"the ledger at {without_password(self.url)} is not empty ({held}), nothing was changed; only an "
+                "empty ledger is rebuilt: put a copy of it back, or move it out of the way first"
+            )
+
     def record(self, events: Iterable[Event]) -> None:
         """Append events."""
         with self._writer.begin() as connection:
@@ -313,58 +431,13 @@ class Ledger:
         version again changes nothing and answers False. Raises `LedgerError` when its number already
         stands for another state, or its parent is no version.
         """
-        digest = version.state_digest
         with self._writer.begin() as connection:
-            stands = connection.scalar(
-                select(tables.versions.c.state_digest).where(tables.versions.c.version == version.version)
-            )
-            if stands is not None and stands != digest:
-                raise LedgerError(
-                    f"version {version.version} is state {stands[:12]}, not {digest[:12]}; register a new version"
-                )
-            if stands is not None:
-                return False
-            parent = version.parent_digest
-            if parent is not None and not connection.scalar(
-                select(func.count()).where(tables.versions.c.state_digest == parent)
-            ):
-                raise LedgerError(f"parent state {parent[:12]} is no recorded version; record the parent first")
-
-            def event_of(fact_id: str, kind: EventKind, **detail: str) -> Event:
-                return Event(
-                    fact_id=fact_id,
-                    kind=kind,
-                    at=version.at,
-                    run_id=version.run_id,
-                    state_digest=digest,
-                    detail=detail | {"version": version.version},
-                )
-
-            events = [event_of(fact_id, EventKind.RETRACTED) for fact_id in retracted]
-            events += [event_of(fact_id, EventKind.CARRIED_OUT) for fact_id in by]
-            events += [event_of(fact_id, EventKind.RESTORED) for fact_id in restored]
-            replaced = _same_key_in_state(connection, parent, applied)
-            gone = set(retracted)
-            events += [event_of(old, EventKind.SUPERSEDED, by=new) for old, new in replaced if old not in gone]
-            events += [event_of(fact_id, EventKind.APPLIED) for fact_id in applied]
-            _append(connection, tables.versions, [version])
-            _append(connection, tables.events, events)
-            return True
+            return _append_version(connection, version, applied, retracted, by, restored)
 
     def record_alias_move(self, move: AliasMove) -> None:
         """Append an alias move. Raises `LedgerError` when the target is no version or the start is not where it is."""
         with self._writer.begin() as connection:
-            if move.to_version is not None and not connection.scalar(
-                select(func.count()).where(tables.versions.c.version == move.to_version)
-            ):
-                raise LedgerError(f"alias {move.alias!r} cannot move to {move.to_version}: no such version is recorded")
-            moves = _moves(connection, move.alias, None)
-            stands = moves[-1].to_version if moves else None
-            if stands != move.from_version:
-                raise LedgerError(
-                    f"alias {move.alias!r} stands at {stands}, not at {move.from_version}; read it again and retry"
-                )
-            _append(connection, tables.alias_moves, [move])
+            _append_move(connection, move)
 
     def record_answers(self, answers: Sequence[RecordedAnswer]) -> None:
         """Append what a state answered; a state that has answers keeps those."""

@@ -52,7 +52,10 @@ def edit_step(work: NightWork, position: int, before: str | None) -> str:
     else:
         batch = EditBatch(tuple(space.ledger.facts(step.fact_ids)))
         try:
-            applied = space.editor.apply(space.base, state, batch, progress=reporter(f"batch {position + 1}: "))
+            progress = reporter(f"batch {position + 1}: ")
+            # What is tried again goes out first: an edit on top of its own failed one would have both to overcome.
+            free = space.editor.retract(space.base, state, step.fact_ids, progress=progress) if step.again else state
+            applied = space.editor.apply(space.base, free, batch, progress=progress, effort=step.effort)
             health = require_healthy(space.base, applied.state, applied.canaries, space.canary_limits)
         except EditRefusedError as error:
             detail = {"refused": str(error)}

@@ -71,10 +71,11 @@ def check_policy() -> None:
     suites = configured_suites(space.settings)
     edits = [ProbeSuite(name=name, version=EDITS_VERSION, items=()) for name in (EDITS, RETENTION)]
     policy = policy_of(space, suites)
-    policy.check([*_as_scored(space, suites), *edits], EDITED)
+    scored = _as_scored(space, suites)
+    policy.check([*scored, *edits], EDITED)
     floors = [{"metric": metric, "floor": floor} for metric, floor in sorted(policy.floors.items())]
     show_table("floors", floors, "Every floor that the gate has in force")
-    rows = [asdict(row) for row in policy.sensitivity(suites)]
+    rows = [asdict(row) for row in policy.sensitivity(scored)]
     show_table("detectable-drops", rows, "The smallest drop that tonight's items can show, by metric")
 
 
@@ -141,10 +142,10 @@ def _gated_protocol(space: Workspace) -> str:
 
 
 def _as_scored(space: Workspace, suites: list[Suite]) -> list[Suite]:
-    """The suites without what the champion's facts have put out of date, which the night leaves out."""
+    """The suites without what the night leaves out: what the champion's facts have put out of date, or is too long."""
     champion = space.champion
     holding = space.ledger.facts_in_state(champion.state_digest) if champion else []
-    return [without_edited(suite, holding) for suite in suites]
+    return [fitting(without_edited(suite, holding), space.base) for suite in suites]
 
 
 def _tonights_suites(space: Workspace, work: NightWork, base_scorer: Scorer) -> Iterator[Suite]:
@@ -172,15 +173,19 @@ def edit_suites(
 ) -> tuple[ProbeSuite, ProbeSuite]:
     """The suites of tonight's edits, the facts `tonight` in the state, and of a sample of earlier nights'.
 
-    Facts that hold again, because what had superseded them is taken back, are earlier nights' and always asked.
+    Facts that hold again, because what had superseded them is taken back, are earlier nights' and always asked, and so
+    are those that are tried again.
     """
     as_of = work.time.date()
-    new = [AppliedFact(fact, as_of) for fact in tonight]
+    again = {fact.fact_id for fact in tonight} & set(work.again)
+    new = [AppliedFact(fact, as_of) for fact in tonight if fact.fact_id not in again]
     gone = {fact for _, fact in work.retract}
     standing = [fact for fact in space.ledger.facts_in_state(work.parent) if fact.fact_id not in gone]
     restored = list(_with_nights(space, space.ledger.facts(restored_facts(space, work))))
     earlier = sorted(_with_nights(space, standing), key=lambda item: sha256(item.fact.fact_id.encode()).digest())
-    sample = [*restored, *earlier][: max(space.settings.evaluation.retention, len(restored))]
+    earlier.sort(key=lambda item: item.fact.fact_id not in again)
+    always = len(restored) + len(again)
+    sample = [*restored, *earlier][: max(space.settings.evaluation.retention, always)]
     applied = [*restored, *earlier, *new]
     return (
         edit_suite(EDITS, new, applied=applied, as_of=as_of, base_scorer=base_scorer, metrics=metrics),
@@ -199,10 +204,15 @@ def _with_nights(space: Workspace, facts: Iterable[FactChange]) -> Iterator[Appl
 def answered_facts(report: EvalReport) -> dict[str, ItemOutcome]:
     """What the model says to the edit prompt of each fact that was asked, by fact id: as a whole answer in a form that
     ends answers, else as it begins. A score of 1 is the target."""
+    return answered_items(report.by_metric)
+
+
+def answered_items(by_metric: Mapping[str, Mapping[str, ItemOutcome]]) -> dict[str, ItemOutcome]:
+    """`answered_facts` of outcomes by full metric name and item id."""
     found: dict[str, ItemOutcome] = {}
     for moment in (EDITS, RETENTION):
         names = (f"{moment}.{RELIABILITY}.{protocol}" for protocol in (WILD, GENERATED))
-        items = next((report.by_metric[name] for name in names if name in report.by_metric), {})
+        items: Mapping[str, ItemOutcome] = next((by_metric[name] for name in names if name in by_metric), {})
         found |= {item.item_id.removeprefix(f"{RELIABILITY}:"): item for item in items.values()}
     return found
 
@@ -214,13 +224,14 @@ def not_learned(space: Workspace, work: NightWork, report: EvalReport) -> dict[s
     }
     asked = answered_facts(report)
     return {
-        fact_id: _why_not(outcomes[fact_id], asked[fact_id])
+        fact_id: why_not_learned(outcomes[fact_id], asked[fact_id])
         for fact_id in applied_facts(space, work)
         if fact_id in asked and asked[fact_id].score < 1.0
     }
 
 
-def _why_not(outcome: Mapping[str, Any], item: ItemOutcome) -> str:
+def why_not_learned(outcome: Mapping[str, Any], item: ItemOutcome) -> str:
+    """Why a fact counts as not learned: what is said instead, and whether its edit converged."""
     said = f"it is answered {item.got!r}"
     return said if outcome["converged"] else f"the edit did not converge (loss {outcome['loss']:.2f} nats); {said}"
 

@@ -14,27 +14,35 @@ from prefect.cache_policies import NO_CACHE
 from editing.errors import StateError
 from editing.evals.requests import target_lengths
 from editing.evals.scoring import ANSWER_SLACK, exact_match
-from editing.facts import FactChange, make_batches
+from editing.facts import FactChange, make_batches, precedence
 from editing.inverse import InverseRelations
 from editing.storage import canonical_json, read_json, write_json
 from tasks.faults import checkpoint
-from tasks.ledger import Event, EventKind, evidence, plan_night, record_plan
+from tasks.ledger import Event, EventKind, NightPlan, evidence, plan_night, record_plan
+from tasks.ledger.nights import not_learned_facts
 from tasks.workspace import Workspace, open_workspace
 
 PLAN_FILE = "plan.json"
+EFFORT = 4  # times the steps of a first edit, for a fact that is tried again
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One committed step of a night: the facts it takes back, or the batch it applies."""
+    """One committed step of a night: the facts it takes back, or the batch it applies, with how much `effort`."""
 
     fact_ids: tuple[str, ...]
     retracts: bool = False
+    effort: int = 1
+
+    @property
+    def again(self) -> bool:
+        """Whether the state holds the facts already, and does not answer them."""
+        return self.effort > 1
 
     @property
     def step_id(self) -> str:
         """SHA-256 (first 16 hex digits) of what is done."""
-        return _key([self.retracts, self.fact_ids])
+        return _key([self.retracts, self.fact_ids, *([self.effort] if self.again else [])])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +52,9 @@ class NightWork:
     A killed night that is started again finds its own batches under that key. `parent` is the
     champion's state (None: the base); `retract` pairs a retract change with the fact it takes back.
     `contradicting` pairs a fact that stays out, for what it says of another through an inverse relation,
-    with the evidence. Where the gate failed and a part of the facts stays out, `left_out` names them and
-    `origin` is the key of the night as it was planned.
+    with the evidence. `again` are those of the batches' facts that the champion holds and does not answer: they are
+    tried once more, in batches of their own behind the others. Where the gate failed and a part of the facts stays
+    out, `left_out` names them and `origin` is the key of the night as it was planned.
     """
 
     key: str
@@ -58,6 +67,7 @@ class NightWork:
     superseded: int
     nothing_to_retract: int
     contradicting: tuple[tuple[str, str], ...] = ()
+    again: tuple[str, ...] = ()
     origin: str | None = None
     left_out: tuple[str, ...] = ()
 
@@ -70,7 +80,8 @@ class NightWork:
     def steps(self) -> list[Step]:
         """What changes the state, in order: retractions first."""
         taken_back = tuple(fact_id for _, fact_id in self.retract)
-        return [*([Step(taken_back, True)] if taken_back else []), *map(Step, self.batches)]
+        batches = (Step(batch, effort=EFFORT if set(batch) <= set(self.again) else 1) for batch in self.batches)
+        return [*([Step(taken_back, True)] if taken_back else []), *batches]
 
     @property
     def considered(self) -> int:
@@ -101,7 +112,7 @@ class NightWork:
         """The work that `to_dict` wrote."""
         batches = tuple(tuple(batch) for batch in content["batches"])
         pairs = {name: tuple((a, b) for a, b in content.get(name, ())) for name in ("retract", "contradicting")}
-        names = {name: tuple(content.get(name, ())) for name in ("known", "left_out")}
+        names = {name: tuple(content.get(name, ())) for name in ("known", "again", "left_out")}
         return cls(**{**content, **names, **pairs, "batches": batches})
 
 
@@ -125,10 +136,27 @@ def plan_work(as_of: datetime, *, record: bool = True, only: Sequence[str] = ())
     decided = plan_night(space.ledger, as_of, parent, keys, inverse)
     known = _already_answered(space, decided.to_apply, parent)
     unknown = [fact for fact in decided.to_apply if fact.fact_id not in known]
-    batches = tuple(tuple(fact.fact_id for fact in batch.facts) for batch in make_batches(unknown, settings.batch_size))
+    again = [] if keys else _to_try_again(space, decided, parent)
+    batches = tuple(
+        tuple(fact.fact_id for fact in batch.facts)
+        for facts in (unknown, again)
+        for batch in make_batches(facts, settings.batch_size)
+    )
+    retried = tuple(fact.fact_id for fact in again)
+    named = [retried] if retried else []
     retract = tuple((item.change.fact_id, item.fact.fact_id) for item in decided.retract)
     work = NightWork(
-        key=_key([parent, space.base.fingerprint, settings.method, settings.options, batches, retract]),
+        key=_key(
+            [
+                parent,
+                space.base.fingerprint,
+                settings.method,
+                settings.options,
+                batches,
+                retract,
+                *named,
+            ]
+        ),
         as_of=as_of.isoformat(),
         method=settings.method,
         parent=parent,
@@ -138,6 +166,7 @@ def plan_work(as_of: datetime, *, record: bool = True, only: Sequence[str] = ())
         superseded=len(decided.superseded),
         nothing_to_retract=len(decided.nothing_to_retract),
         contradicting=tuple((item.fact.fact_id, evidence(space.ledger, item)) for item in decided.contradicting),
+        again=retried,
     )
     path = space.night_folder(work.key) / PLAN_FILE
     if path.exists() and (earlier := NightWork.from_dict(read_json(path, StateError))).as_of == work.as_of:
@@ -153,6 +182,21 @@ def plan_work(as_of: datetime, *, record: bool = True, only: Sequence[str] = ())
             for fact_id in sorted(known)
         )
     return work
+
+
+def _to_try_again(space: Workspace, decided: NightPlan, parent: str | None) -> list[FactChange]:
+    """The facts that the champion holds and does not answer, as often as the settings let each be edited.
+
+    What tonight replaces or takes back is not among them.
+    """
+    decided_on = {fact.key for fact in decided.to_apply} | {item.fact.key for item in decided.retract}
+    facts = [
+        fact
+        for fact, _, tried in not_learned_facts(space.ledger, parent)
+        if tried < space.settings.editor.tries and fact.key not in decided_on
+    ]
+    known = _already_answered(space, facts, parent)
+    return sorted((fact for fact in facts if fact.fact_id not in known), key=precedence)
 
 
 def _already_answered(space: Workspace, facts: Sequence[FactChange], parent: str | None) -> set[str]:

@@ -193,6 +193,7 @@ def _summarise(
         quarantined=sum(file.quarantined for file in files),
         applied=len(applied_facts(space, work)),
         refused=len(refusals(space, work)),
+        again=len(set(work.again) & set(applied_facts(space, work))),
         blamed=len(search.blamed) if search else 0,
         postponed=len(search.postponed) if search else 0,
         contradicting=len(work.contradicting),

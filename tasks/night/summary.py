@@ -29,7 +29,7 @@ class NightSummary:
     `facts` were decided about; of those `refused` belong to batches that the editor refused, `blamed` were
     quarantined because the gate failed by them, `contradicting` because they contradict another fact through an
     inverse relation, and `postponed` wait because they were too many at once.
-    Of the `applied` ones `not_learned` are not answered by the candidate.
+    Of the `applied` ones `again` were tried once more, and `not_learned` are not answered by the candidate.
     `quarantined` rows did not come in since the night before, and `waiting` facts are dated after the night or by a
     clock ahead of ours. `decided` says who or what had the last
     word on a version that the gate let through. `champion` is the version that serves after the night
@@ -62,6 +62,7 @@ class NightSummary:
     contradicting: int = 0
     not_learned: int = 0
     waiting: int = 0
+    again: int = 0
     seconds: float = 0.0
     timing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     reach: Mapping[str, float] = field(default_factory=dict)

@@ -69,6 +69,11 @@ def test_a_state_without_statistics_is_served_not_extended(tiny_base, hooked, co
         ("state.safetensors", lambda raw: raw[:-4] + b"\x00\x00\x80?", "altered"),
         ("state.safetensors", lambda raw: b"", "damaged"),
         ("state.json", lambda raw: raw.replace(b"Vance", b"Moss!"), "altered"),
+        (
+            "state.json",
+            lambda raw: raw.replace(b'"fact_ids": [\n  "', b'"fact_ids": [\n  "0'),
+            "fact_ids in",
+        ),
         ("state.json", lambda raw: raw.replace(b'"alpha"', b'"alfa"'), "alpha"),
     ],
 )

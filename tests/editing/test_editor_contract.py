@@ -238,6 +238,10 @@ def test_what_does_not_belong_is_refused_by_name(tiny_base, edited, tmp_path, me
         (lambda raw: raw.replace(b'"format": 1', b'"format": 99'), "format 99"),
         (lambda raw: raw.replace(b'"parent"', b'"paren"'), "parent"),
         (lambda raw: raw.replace(b'"parent": "', b'"parent": "0'), "altered"),
+        (
+            lambda raw: raw.replace(b'"parent"', b'"said": 1, "parent"'),
+            "written: said in its record",
+        ),
         (lambda raw: raw.replace(b'"method": "', b'"method": "no'), "holds method 'no"),
     ],
 )

@@ -10,6 +10,7 @@ from scipy.stats import binomtest, norm
 from editing.errors import PolicyError, SuiteError
 from editing.evals.compare import (
     FEWEST_RECORDS,
+    _graded,
     bootstrap,
     compare,
     design_effect,
@@ -233,6 +234,18 @@ def test_a_few_graded_items_show_nothing():
     assert detectable_shift([0.3], alpha=0.05, power=0.8) == 1.0
     two = detectable_shift([0.0, 0.2], alpha=0.05, power=0.8)
     assert two == pytest.approx((norm.ppf(0.95) + norm.ppf(0.8)) * np.std([0.0, 0.2], ddof=1) / 2**0.5)
+
+
+def test_a_few_graded_records_err_no_more_often_than_many():
+    rng, margin, tries = np.random.default_rng(1), 0.05, 200
+    for records, size in ((FEWEST_RECORDS, 1), (10, 4)):
+        of = np.repeat(np.arange(records), size).astype(str)
+        wrong = {"p_beyond": 0.0, "p_non_inferior": 0.0}
+        for _ in range(tries):
+            drops = np.repeat(rng.normal(margin, 0.1, records), size)
+            row = _graded(drops.tolist(), of.tolist(), margin, alpha=0.05, power=0.8, seed=0)
+            wrong = {name: share + (row[name] < 0.05) / tries for name, share in wrong.items()}
+        assert max(wrong.values()) <= 0.08, (records, wrong)
 
 
 def test_names_of_records_do_not_change_the_digest_of_reports_that_have_none():

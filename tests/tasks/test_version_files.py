@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from editing.errors import StateError
 from tasks.registry import ArtifactMissingError, Registry
-from tasks.version_files import KEEP, KEEP_TAG, LIST
+from tasks.version_files import KEEP, KEEP_TAG, LIST, LIST_TAG
 
 OLD, NEW = b"a night's rows" * 5000, b"ten more facts"
 
@@ -119,10 +119,8 @@ def test_the_parents_damage_is_not_taken_over(store, tmp_path):
     segment.write_bytes(OLD[:-1] + b"!")
     folder = state(tmp_path, 2)
     version = register(registry, folder, 2, parent="d1")
-    try:
-        assert content(registry.fetch(version)) != content(folder)  # a link: whoever loads it verifies the digest
-    except StateError as error:
-        assert "segments/one.parquet, which is kept in run" in str(error)  # noqa: PT017
+    with pytest.raises(StateError, match=r"segments/one.parquet.* was altered after it was written"):
+        registry.fetch(version)
     registry.forget(version)
     registry.restore(version, folder)
     assert content(registry.fetch(version)) == content(folder)
@@ -134,6 +132,37 @@ def test_the_parents_damage_is_not_taken_over(store, tmp_path):
         assert "version 3" in str(error)  # noqa: PT017
         registry.restore(version, state(tmp_path, 3))
         assert content(registry.fetch(version)) == content(state(tmp_path, 3))
+
+
+def test_a_flipped_byte_in_any_file_is_seen(store, tmp_path):
+    registry, kept = store
+    version = register(registry, state(tmp_path, 1), 1)
+    files = sorted(path for path in place(kept, version).rglob("*") if path.is_file())
+    assert {path.name for path in files} == {LIST, "state.json", "one.parquet", "README.md"}
+    for path in files:
+        sound = path.read_bytes()
+        for at in (0, len(sound) // 2, len(sound) - 1):
+            path.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
+            registry.forget(version)
+            with pytest.raises(StateError, match=f"{path.name} was altered after it was written"):
+                registry.fetch(version)
+        path.write_bytes(sound)
+    (files[0].parent / "more").write_bytes(b"x")
+    with pytest.raises(StateError, match="more was added"):
+        registry.fetch(version)
+    (files[0].parent / "more").unlink()
+    assert content(registry.fetch(version)) == content(tmp_path / "1")
+
+
+def test_a_version_of_before_its_list_had_a_digest_comes_back(local, tmp_path):
+    uri, kept = local
+    registry = Registry(uri, name="before", artifacts=kept, cache=tmp_path / "cache")
+    version = register(registry, state(tmp_path, 1), 1)
+    MlflowClient(uri).delete_model_version_tag("before", "1", LIST_TAG)
+    assert content(registry.fetch(version)) == content(tmp_path / "1")
+    (place(kept, version) / LIST).unlink()
+    registry.forget(version)
+    assert content(registry.fetch(version)) == content(tmp_path / "1")
 
 
 def test_on_this_machine_no_version_needs_another(local, tmp_path):

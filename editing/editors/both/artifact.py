@@ -45,6 +45,5 @@ def load(folder: Path, base: BaseModel, statistics: SecondMoments | None = None)
             coachhook=CoachHook().load(folder / "coachhook", base, statistics),
             recipe=Recipe().load(folder / "recipe", base),
         )
-        recorded = content["digest"]
-    require_unaltered(folder, state.digest, recorded)
+    require_unaltered(folder, state.digest, content, state.content())
     return state

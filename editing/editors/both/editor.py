@@ -49,7 +49,13 @@ class Both:
         )
 
     def apply(
-        self, base: BaseModel, state: BothState, batch: EditBatch, *, progress: Progress | None = None
+        self,
+        base: BaseModel,
+        state: BothState,
+        batch: EditBatch,
+        *,
+        progress: Progress | None = None,
+        effort: int = 1,
     ) -> AppliedBatch:
         """The state with each fact in the part that its relation is routed to, both parts or neither.
 
@@ -62,7 +68,9 @@ class Both:
             facts = tuple(fact for fact in batch.facts if state.config.method_of(fact) == editor.method)
             if not facts:
                 continue
-            applied = editor.apply(base, getattr(state, editor.method), EditBatch(facts), progress=progress)
+            applied = editor.apply(
+                base, getattr(state, editor.method), EditBatch(facts), progress=progress, effort=effort
+            )
             parts[editor.method] = applied.state
             outcomes |= {outcome.fact_id: outcome for outcome in applied.outcomes}
             canaries |= {f"{editor.method}_{name}": value for name, value in applied.canaries.items()}

@@ -54,7 +54,7 @@ def load(folder: Path, base: BaseModel, statistics: SecondMoments | None = None)
             f"statistics differ: the state was made with {state.statistics_key[:12]}, these are "
             f"{statistics.key[:12]}; give those that the state names"
         )
-    require_unaltered(folder, state.digest, content["digest"], whole=set(tensors) == set(state.tensors()))
+    require_unaltered(folder, state.digest, content, state.content(), whole=set(tensors) == set(state.tensors()))
     return state
 
 

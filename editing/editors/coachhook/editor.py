@@ -114,14 +114,22 @@ class CoachHook:
         )
 
     def apply(
-        self, base: BaseModel, state: CoachHookState, batch: EditBatch, *, progress: Progress | None = None
+        self,
+        base: BaseModel,
+        state: CoachHookState,
+        batch: EditBatch,
+        *,
+        progress: Progress | None = None,
+        effort: int = 1,
     ) -> AppliedBatch:
         """The state with the batch's facts, the outcome of each in batch order, and the canaries.
 
-        Raises `EditRefusedError` for a batch that would leave an ill-conditioned or non-finite state;
-        `state` itself never changes.
+        `effort` times `max_steps` may be spent. Raises `EditRefusedError` for a batch that would leave an
+        ill-conditioned or non-finite state; `state` itself never changes.
         """
-        after = _extend(base, state, batch.facts, {}, progress)
+        harder = replace(state.config, max_steps=state.config.max_steps * effort)
+        after = _extend(base, replace(state, config=harder), batch.facts, {}, progress)
+        after = replace(after, config=state.config, parent=state.digest)
         targets = {fact_id: target for target in after.batches[-1].targets for fact_id in target.fact_ids}
         outcomes = []
         for fact in batch.facts:

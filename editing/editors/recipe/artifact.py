@@ -66,7 +66,6 @@ def load(folder: Path, base: BaseModel) -> RecipeState:
             repository=Repository.load(folder, content),
             form=form_of(named),
         )
-        recorded = content["digest"]
     state.require_base(base)
-    require_unaltered(folder, state.digest, recorded)
+    require_unaltered(folder, state.digest, content, state.content())
     return state

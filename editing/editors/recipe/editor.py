@@ -81,14 +81,21 @@ class Recipe:
         )
 
     def apply(
-        self, base: BaseModel, state: RecipeState, batch: EditBatch, *, progress: Progress | None = None
+        self,
+        base: BaseModel,
+        state: RecipeState,
+        batch: EditBatch,
+        *,
+        progress: Progress | None = None,
+        effort: int = 1,
     ) -> AppliedBatch:
         """The state with a row for each fact; costs the new facts only, however many rows there are.
 
         The prompt of a fact that its first one does not make the model say is tuned (`tuning_steps`). A fact's
         outcome is the loss of its target behind its own prompt; it converged when that is below
         `converged_loss` and its question finds its own knowledge above the gate's limit; without a trained encoder
-        each of the target's tokens has to be the model's first choice as well. Raises
+        each of the target's tokens has to be the model's first choice as well. `effort` times the tuning's steps may
+        be spent. Raises
         `EditRefusedError` for a batch that encodes to what is not finite; `state` itself never changes.
         """
         state.require_base(base)
@@ -99,7 +106,7 @@ class Recipe:
                 raise EditRefusedError(
                     f"the batch of {len(facts)} facts is refused: its {name} is not finite; train the encoder again"
                 )
-        prompts_NPD, losses, tuned = _steering(base, state, facts, prompts_NPD, progress)
+        prompts_NPD, losses, tuned = _steering(base, state, facts, prompts_NPD, progress, effort)
         repository = state.repository.append(Segment.of(facts, knowledge_NR, prompts_NPD))
         repository = repository.indexed(config.exact_rows, config.recall, lambda some: _questions(state, some))
         outcomes = tuple(
@@ -268,7 +275,12 @@ def _questions(state: RecipeState, facts: Sequence[FactChange]) -> Tensor:
 
 
 def _steering(
-    base: BaseModel, state: RecipeState, facts: Sequence[FactChange], prompts_NPD: Tensor, progress: Progress | None
+    base: BaseModel,
+    state: RecipeState,
+    facts: Sequence[FactChange],
+    prompts_NPD: Tensor,
+    progress: Progress | None,
+    effort: int,
 ) -> tuple[Tensor, list[tuple[float, bool]], int]:
     """The facts' prompts, tuned where the encoder's own does not make the model say the target; what `target_losses`
     tells of each; and how many were tuned."""
@@ -282,7 +294,7 @@ def _steering(
         return prompts_NPD, losses, 0
     some = [facts[row] for row in wanting]
     tuning = Tuning(
-        steps=config.tuning_steps,
+        steps=config.tuning_steps * effort,
         rate=config.tuning_rate,
         enough=ENOUGH * config.converged_loss,
         spread=state.encoder.spread,

@@ -341,10 +341,9 @@ class RecipeEncoder(nn.Module):
             encoder.tokenizer_hash, encoder.lm_width = named["tokenizer_hash"], named["width"]
             encoder.require_base(base)
             encoder.load_state_dict(tensors)
-            recorded = content["digest"]
         encoder.to(base.device).freeze()
         encoder._folder = folder
-        require_unaltered(folder, encoder.digest, recorded)
+        require_unaltered(folder, encoder.digest, content, encoder.content())
         return encoder
 
 

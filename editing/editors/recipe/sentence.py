@@ -148,13 +148,13 @@ class SentenceEncoder(nn.Module):
         require_format(content, folder, kind=KIND, format=FORMAT)
         with complete(folder):
             encoder = cls.find(content["backbone"], base, content["prompt_tokens"])
-            wanted, recorded = content["backbone_digest"], content["digest"]
+            wanted = content["backbone_digest"]
             if encoder.backbone_digest != wanted:
                 raise StateError(
                     f"the sentence encoder {encoder.name!r} found here ({encoder.backbone_digest[:12]}) is not the one "
                     f"that the state was made with ({wanted[:12]}); install the version that it was made with"
                 )
-            require_unaltered(folder, encoder.digest, recorded)
+            require_unaltered(folder, encoder.digest, content, encoder.content())
         return encoder
 
 
