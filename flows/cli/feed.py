@@ -13,7 +13,7 @@ from editing.shown import printable
 from flows.cli.console import errors, out, print_json, table
 
 if TYPE_CHECKING:
-    from tasks.feed.formats import ConversionReport
+    from tasks.feed.records import ConversionReport
 
 app = typer.Typer(help="Convert, validate and show feeds of fact changes.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
