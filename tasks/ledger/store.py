@@ -590,6 +590,25 @@ class Ledger:
             for _, found in groupby(rows, key=lambda row: row.fact_id):
                 yield [_record(Event, row) for row in found]
 
+    def overruled(self, state_digest: str) -> Event | None:
+        """The first time that a fact which this state brought in was superseded or quarantined after that; else None.
+
+        What a later state did about it does not count.
+        """
+        brought, later = tables.events.alias(), tables.events.alias()
+        query = (
+            select(later)
+            .join(brought, later.c.fact_id == brought.c.fact_id)
+            .where(brought.c.state_digest == state_digest, brought.c.kind.in_({EventKind.APPLIED, EventKind.RESTORED}))
+            .where(later.c.state_digest.is_(None), later.c.kind.in_({EventKind.SUPERSEDED, EventKind.QUARANTINED}))
+            .where(later.c.id > brought.c.id)
+            .order_by(later.c.id)
+            .limit(1)
+        )
+        with self._reader.begin() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else _record(Event, row)
+
     # Versions and aliases
 
     def versions(self) -> list[VersionRecord]:
@@ -652,11 +671,11 @@ class Ledger:
             rows = connection.execute(query.order_by(tables.batch_commits.c.position))
             return [_record(BatchCommit, row) for row in rows]
 
-    def runs(self, kind: str | None = None) -> list[RunRecord]:
-        """Every moment of every run (of one kind if named), in order."""
+    def runs(self, *kinds: str) -> list[RunRecord]:
+        """Every moment of every run (of these kinds if named), in order."""
         query = select(tables.runs).order_by(tables.runs.c.id)
-        if kind is not None:
-            query = query.where(tables.runs.c.kind == kind)
+        if kinds:
+            query = query.where(tables.runs.c.kind.in_(kinds))
         with self._reader.begin() as connection:
             rows = connection.execute(query).all()
         return [_record(RunRecord, row) for row in rows]
