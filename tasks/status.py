@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tasks.champion.approval import waiting
 from tasks.champion.canary import CANARY
 from tasks.errors import LedgerError
 from tasks.ledger import EventKind, VersionRecord
@@ -14,7 +15,8 @@ from tasks.workspace import Workspace
 
 
 def status_of(space: Workspace) -> dict[str, Any]:
-    """Who serves, what waits, which facts are kept out or not learned and why, and the last night's row."""
+    """Who serves, which versions wait for approval, how facts stand, which are kept out or not learned and why, and the
+    last night's row."""
     ledger = space.ledger
     champion = space.champion
     nights = finished_nights(ledger)
@@ -22,6 +24,7 @@ def status_of(space: Workspace) -> dict[str, Any]:
         "home": str(space.settings.home),
         "champion": _version(space, champion),
         "challenger": _version(space, ledger.champion(alias=CHALLENGER)),
+        "waiting": [request.to_dict() for request in waiting(space)],
         "facts": dict(ledger.status_counts(champion.state_digest if champion else None)),
         "quarantined": dict(ledger.quarantine_counts()),
         "kept_out": list(_kept_out(space, champion.state_digest if champion else None)),

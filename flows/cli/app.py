@@ -14,7 +14,7 @@ from rich.console import Console
 
 from flows.cli import almanac, bench, calibrate, catch_up, champion, evals, explain, facts, feed, model, plan, recipe
 from flows.cli.console import WIDTH_OF_FILES, bars, err, out, print_json, shown, table
-from flows.cli.nights import NIGHT_COLUMNS, night_row, night_told, print_timing
+from flows.cli.nights import NIGHT_COLUMNS, night_became, night_row, night_told, print_timing
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings, template
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ def night(
     else:
         out.print(table("The night", [night_row(summary.to_dict())], NIGHT_COLUMNS))
         print_timing(out, [summary.timing])
+        if summary.waits_until:
+            out.print(night_became(summary.to_dict()), soft_wrap=True)
         if kept_out := summary.blamed + summary.contradicting:
             out.print(f"Kept out: {kept_out}; `errata status` says which facts and why", soft_wrap=True)
 
@@ -192,6 +194,10 @@ def status(as_json: AsJson = False) -> None:
     quarantined = ", ".join(f"{count} {reason}" for reason, count in sorted(found["quarantined"].items())) or "none"
     out.print(f"champion     {_version(found['champion'])}")
     out.print(f"challenger   {_version(found['challenger'], nothing='none')}")
+    for request in found["waiting"]:
+        until = datetime.fromisoformat(request["until"])
+        told = f"version {request['version']} waits until {until:%Y-%m-%d %H:%M} UTC: `errata approve`, or with --hold"
+        out.print(f"approval     {told}", soft_wrap=True)
     out.print(f"facts        {facts}")
     out.print(f"quarantined  {quarantined}")
     out.print(f"home         {found['home']}", soft_wrap=True)

@@ -34,11 +34,11 @@ class NightSummary:
     inverse relation, and `postponed` wait because they were too many at once.
     Of the `applied` ones `not_learned` are not answered by the candidate.
     `quarantined` rows did not come in since the night before. `decided` says who or what had the last
-    word on a version that the gate let through; one that waits for a person (verdict `waiting`) does so until
-    `waits_until`, and the row has the end of it once it is known (`finished_nights`). `champion` is the version that serves after the night
-    (None: the base). `seconds` went into editing; `timing` has the seconds, items per second and share
-    of the night of every suite (`tasks.night.timing`), `reach` the share of prompts that an edit
-    reaches, by kind, and `gauges` the method's own figures (`tasks.night.telemetry`).
+    word on a version that the gate let through; one that waits for a person (verdict `waiting`) does so
+    until `waits_until` (UTC), and `finished_nights` tells how that ended. `champion` is the version that
+    serves after the night (None: the base). `seconds` went into editing; `timing` has the seconds, items
+    per second and share of the night of every suite (`tasks.night.timing`), `reach` the share of prompts
+    that an edit reaches, by kind, and `gauges` the method's own figures (`tasks.night.telemetry`).
     """
 
     night: str
