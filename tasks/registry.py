@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
@@ -32,6 +33,7 @@ CHALLENGER = "challenger"
 NIGHT_TAG = "errata.night"
 DIGEST_TAG = "errata.state_digest"
 POINTED_TAG = "errata.pointed"
+IDENTITY_TAG = "errata.registry"
 TABLES_TAG = "mlflow.loggedArtifacts"
 PARAM_LIMIT = 6000
 PARAMS_A_CALL = 100
@@ -101,16 +103,36 @@ class Registry:
         """
         if existing := self.by_digest(digest):
             return existing
-        try:
-            self._client.create_registered_model(self.name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+        self._make()
         before = self.by_digest(parent) if parent else None
         self._files.put(run_id, folder, parent_run=before.run_id if before else None)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{STATE_FOLDER}"
         made = self._client.create_model_version(self.name, source, run_id=run_id, tags={**tags, DIGEST_TAG: digest})
         return _version(made)
+
+    def identity(self) -> str:
+        """An id that is this registered model's own, made with it when first asked for."""
+        self._make()
+        if (found := self.found_identity()) is None:
+            self._client.set_registered_model_tag(self.name, IDENTITY_TAG, found := uuid4().hex)
+        return found
+
+    def found_identity(self) -> str | None:
+        """The id; None where there is no such registered model, or one without."""
+        try:
+            return self._client.get_registered_model(self.name).tags.get(IDENTITY_TAG)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+    def _make(self) -> None:
+        """The registered model, where it is missing."""
+        try:
+            self._client.create_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
 
     def restore(self, version: Version, folder: Path) -> None:
         """Put all files of a version where its run keeps them, in place of those that are there."""

@@ -324,15 +324,22 @@ def ui() -> None:
 @app.command()
 def deploy(
     file: Annotated[Path | None, typer.Option(help="What to register; default: deployments/prefect.yaml.")] = None,
+    blocks: Annotated[
+        bool, typer.Option("--blocks", help="Keep URLs that carry a password in Secret blocks of the server.")
+    ] = False,
 ) -> None:
     """Register the night, the canary and the other flows with the Prefect server that PREFECT_API_URL names.
+
+    Their runs have all settings that are in force here, wherever the worker runs, and refuse to begin where ledger or
+    registry are others. A URL that carries a password is no part of that: the worker has it as a variable of its own
+    (ERRATA_LEDGER_URL, MLFLOW_TRACKING_URI), or the server in a Secret block.
 
     Example: `PREFECT_API_URL=http://127.0.0.1:4200/api errata deploy`
     """
     from tasks.deploy import DEPLOYMENTS, deploy_nights
 
-    for line in deploy_nights(load_settings(), file or DEPLOYMENTS):
-        out.print(line)
+    for line in deploy_nights(load_settings(), file or DEPLOYMENTS, blocks=blocks):
+        out.print(line, soft_wrap=True)
 
 
 def _version(found: dict | None, nothing: str = "the base") -> str:

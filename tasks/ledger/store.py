@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from uuid import uuid4
 
 from sqlalchemy import (
     ColumnElement,
@@ -66,6 +67,8 @@ class _Record(Protocol):
 R = TypeVar("R")
 
 _FORMAT = select(func.max(tables.formats.c.format))
+_OWN = "ledger"  # the run whose id is the ledger's own
+_IDENTITY = select(tables.runs.c.run_id).where(tables.runs.c.kind == _OWN).order_by(tables.runs.c.id).limit(1)
 _ENUMS: dict[type, dict[str, type]] = {
     Event: {"kind": EventKind},
     FileRecord: {"outcome": FileOutcome},
@@ -142,6 +145,19 @@ def _configure_sqlite(connection: Any, _: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("ledger_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def identity_of(url: str) -> str | None:
+    """The id of the ledger at `url`; None where there is no ledger, or one without. Nothing is made."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).is_file():
+        return None
+    engine = _engine(url)
+    try:
+        with engine.begin() as connection:
+            return connection.scalar(_IDENTITY) if inspect(connection).has_table(tables.runs.name) else None
+    finally:
+        engine.dispose()
 
 
 class Intake:
@@ -277,6 +293,15 @@ class Ledger:
     def close(self) -> None:
         """Give the connections back."""
         self._reader.dispose()
+
+    def identity(self) -> str:
+        """An id that is this ledger's own wherever it is kept, made when first asked for: a copy has it too."""
+        with self._writer.begin() as connection:
+            if connection.scalar(_IDENTITY) is None:
+                own = RunRecord(run_id=uuid4().hex, kind=_OWN, phase=RunPhase.FINISHED, at=datetime.now(UTC))
+                _append(connection, tables.runs, [own])
+        with self._reader.begin() as connection:
+            return str(connection.scalar(_IDENTITY))
 
     # Writing
 
