@@ -33,6 +33,7 @@ DEPLOYMENTS = Path(__file__).parents[1] / "deployments" / "prefect.yaml"
 BLOCK_PREFIX = "errata-"
 # MLflow's own, which no setting names.
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+URL_PRINTED = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"  # MLflow prints its URL as it is, into the worker's log
 _SECRET_WORDS = ("pass", "pwd", "secret", "token", "odbc_connect")
 
 
@@ -63,7 +64,7 @@ def deploy_nights(settings: Settings, file: Path = DEPLOYMENTS, *, blocks: bool 
     # Prefect resolves references to blocks when it deploys, but not those that come from a variable of this process.
     kept = {SECRETS[name]: f"{{{{ prefect.blocks.secret.{_block(name)} }}}}" for name in secrets if blocks}
     passed = {DEPLOYED_VARIABLE: given, **{f"DEPLOYED_{name}": reference for name, reference in kept.items()}}
-    variables = {DEPLOYED_VARIABLE: _placeholder(DEPLOYED_VARIABLE)}
+    variables = {DEPLOYED_VARIABLE: _placeholder(DEPLOYED_VARIABLE), URL_PRINTED: "true"}
     variables |= {name: _placeholder(f"DEPLOYED_{name}") for name in kept}
     if blocks:
         _keep_in_blocks(server, secrets)
@@ -93,8 +94,8 @@ def describe(settings: Settings, *, ledger: str, registry: str) -> str:
     for key, value in _texts(content):
         if carries_secret(value):
             raise DeployError(
-                f"{key} carries a password ({without_password(value)}), which everybody who sees the deployment could "
-                f"read; only {' and '.join(SECRETS)} may carry one"
+                f"{key} carries a password, which everybody who sees the deployment could read; only "
+                f"{' and '.join(SECRETS)} may carry one"
             )
     given = {"settings": content, "secrets": list(secrets), "ledger": ledger, "registry": registry}
     return json.dumps(given).replace("{{", "{\\u007b")  # JSON has no two in a row but in texts, and Prefect reads them

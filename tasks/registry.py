@@ -6,6 +6,7 @@ MLflow aliases keep no history: every move is written to the ledger first, by wh
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ POINTED_TAG = "errata.pointed"
 IDENTITY_TAG = "errata.registry"
 TABLES_TAG = "mlflow.loggedArtifacts"
 PARAM_LIMIT = 6000
+_USER = re.compile(r"(?<=://)[^/]*@")
 PARAMS_A_CALL = 100
 
 
@@ -256,9 +258,10 @@ class NightRun:
 
     @property
     def url(self) -> str:
-        """The run's page, on the tracking server or on the one that `errata ui` starts for an embedded store."""
+        """The run's page, on the tracking server (without user and password) or on the one that `errata ui` starts for
+        an embedded store."""
         server = self._client.tracking_uri
-        pages = server.rstrip("/") if server.startswith("http") else f"http://127.0.0.1:{MLFLOW_PORT}"
+        pages = _USER.sub("", server).rstrip("/") if server.startswith("http") else f"http://127.0.0.1:{MLFLOW_PORT}"
         return f"{pages}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
     def params(self, values: Mapping[str, Any]) -> None:

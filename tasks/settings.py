@@ -58,6 +58,7 @@ QUIET = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "DO_NOT_TRACK": "true",
@@ -210,7 +211,7 @@ class GateSettings(Section):
     approval: Literal["auto", "manual"] = Field(
         "auto", description="auto: what passes the gate is promoted; manual: a person approves it first."
     )
-    approval_hours: float = Field(12, gt=0, description="How long a night waits for the person; then it holds.")
+    approval_hours: float = Field(12, gt=0, description="How long a version waits for the person; then it is held.")
     culprit_budget: int = Field(
         60, ge=0, description="Evaluations that a failed gate may spend on finding the facts to blame; 0: it holds."
     )

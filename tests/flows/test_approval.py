@@ -6,8 +6,10 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from typer.testing import CliRunner
 
 from flows.canary import canary
+from flows.cli.app import app
 from flows.night import NightConfig, night
 from flows.promotion import approve, promote
 from flows.retraction import retract
@@ -71,12 +73,18 @@ def test_a_person_approves(manual):
     (fact,) = manual.ledger.facts_in_state(manual.champion.state_digest)
     with manual.ledger.lease("night", "another night"):
         state = retract([fact.fact_id], reason="withdrawn", return_state=True)
-    assert (state.name, state.type.value) == ("Recorded", "COMPLETED")
-    assert "the next night takes 1 facts back" in state.message
-    row = night()
-    assert (row.verdict, row.retracted, row.version) == ("waiting", 1, 2)
+        assert (state.name, state.type.value) == ("Recorded", "COMPLETED")
+        assert "the next night takes 1 facts back" in state.message
+        done = CliRunner().invoke(app, ["retract", fact.fact_id])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "the next one takes them back; the champion still holds 1 of the facts" in done.stderr
+    done = CliRunner().invoke(app, ["night"])
+    assert "version 2 waits for approval until" in done.stdout
+    assert night_history(manual)["nights"][-1]["retracted"] == 1
     assert ask(manual, QUESTION) == ["Hal Birch"]
-    assert approve("promote").champion == 2
+    assert "version 2 waits until" in CliRunner().invoke(app, ["status"]).stdout
+    done = CliRunner().invoke(app, ["approve", "--who", "ada"])
+    assert done.stdout == "version 2: approved by ada; version 2 serves\n"
     assert ask(manual, QUESTION) == ["Ada Moss"]
 
 

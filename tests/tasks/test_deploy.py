@@ -106,7 +106,7 @@ def test_a_password_is_read_from_the_workers_own_variable(deployer, worker, monk
     # Anywhere else a password would stand in the deployment for all to see.
     monkeypatch.delenv(DEPLOYED_VARIABLE)
     monkeypatch.setenv("ERRATA_RECIPE__ENCODER", '{"backbone": "https://ada:geheim@models.example/b"}')
-    with pytest.raises(DeployError, match=r"recipe\.encoder\.backbone carries a password \(https://ada:\*\*\*@"):
+    with pytest.raises(DeployError, match=r"recipe\.encoder\.backbone carries a password, which"):
         describe(load_settings(), ledger="l", registry="r")
 
 
