@@ -10,6 +10,7 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.canary import check_champion
+from tasks.artifacts import ended_as
 from tasks.champion.promotion import decide_promotion
 from tasks.ledger import Lease
 from tasks.night.culprits import without_culprits
@@ -20,7 +21,7 @@ from tasks.night.publish import publish
 from tasks.night.receive import receive_feed
 from tasks.night.record import close_night, settle_aliases
 from tasks.night.report import write_report
-from tasks.night.summary import NightSummary
+from tasks.night.summary import WAITING, NightSummary
 from tasks.workspace import open_workspace
 
 LEASE = timedelta(hours=6)
@@ -40,7 +41,7 @@ class NightConfig(BaseModel):
 def night(config: NightConfig | None = None) -> NightSummary:
     """Receive, plan, edit, evaluate, judge, leave out what fails, publish, settle.
 
-    One at a time; killed anywhere, the next run goes on.
+    One at a time; killed anywhere, the next run goes on. Where a person has the last word the run ends as `Waiting`.
     """
     config = config or NightConfig()
     as_of = config.as_of or datetime.now(UTC)
@@ -56,10 +57,12 @@ def night(config: NightConfig | None = None) -> NightSummary:
         if candidate is not None:
             write_report(work)
         version = None if config.dry_run or candidate is None else publish(work, candidate)
-        promotion = None if version is None else decide_promotion(work, version, while_waiting=lease.renew)
+        promotion = None if version is None else decide_promotion(work, version)
         lease.renew()
         summary = close_night(work, version, promotion, dry_run=config.dry_run)
         serving = settle_aliases()
+    if summary.verdict == WAITING:
+        return ended_as("Waiting", f"version {version} {summary.decided}", summary)
     return check_champion(summary) if version is not None and serving == version else summary
 
 

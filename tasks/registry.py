@@ -6,6 +6,7 @@ MLflow aliases keep no history: every move is written to the ledger first, by wh
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
@@ -37,8 +39,10 @@ NIGHT_TAG = "errata.night"
 DIGEST_TAG = "errata.state_digest"
 POINTED_TAG = "errata.pointed"
 TABLES = "tables"
+IDENTITY_TAG = "errata.registry"
 TABLES_TAG = "mlflow.loggedArtifacts"
 PARAM_LIMIT = 6000
+_USER = re.compile(r"(?<=://)[^/]*@")
 PARAMS_A_CALL = 100
 
 
@@ -78,7 +82,7 @@ class Registry:
         self._cache = cache
         follow(tracking_uri, name, artifacts)
         client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-        self._client = cast(MlflowClient, Patient(client, f"MLflow at {tracking_uri}"))
+        self._client = cast(MlflowClient, Patient(client, f"MLflow at {without_password(tracking_uri)}"))
         self._tracking_uri = tracking_uri
         self._files = VersionFiles(self._client, tracking_uri)
         self._artifacts = str(artifacts) if tracking_uri.startswith("sqlite:") else None
@@ -110,17 +114,37 @@ class Registry:
         """
         if existing := self.by_digest(digest):
             return existing
-        try:
-            self._client.create_registered_model(self.name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+        self._make()
         before = self.by_digest(parent) if parent else None
         listed = self._files.put(run_id, folder, parent_run=before.run_id if before else None)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{STATE_FOLDER}"
         told = {**tags, DIGEST_TAG: digest, LIST_TAG: listed}
         made = self._client.create_model_version(self.name, source, run_id=run_id, tags=told)
         return _version(made)
+
+    def identity(self) -> str:
+        """An id that is this registered model's own, made with it when first asked for."""
+        self._make()
+        if (found := self.found_identity()) is None:
+            self._client.set_registered_model_tag(self.name, IDENTITY_TAG, found := uuid4().hex)
+        return found
+
+    def found_identity(self) -> str | None:
+        """The id; None where there is no such registered model, or one without."""
+        try:
+            return self._client.get_registered_model(self.name).tags.get(IDENTITY_TAG)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+    def _make(self) -> None:
+        """The registered model, where it is missing."""
+        try:
+            self._client.create_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
 
     def restore(self, version: Version, folder: Path) -> None:
         """Put all files of a version where its run keeps them, in place of those that are there."""
@@ -269,9 +293,10 @@ class NightRun:
 
     @property
     def url(self) -> str:
-        """The run's page, on the tracking server or on the one that `errata ui` starts for an embedded store."""
-        server = without_password(self._client.tracking_uri)
-        pages = server.rstrip("/") if server.startswith("http") else f"http://127.0.0.1:{MLFLOW_PORT}"
+        """The run's page, on the tracking server (without user and password) or on the one that `errata ui` starts for
+        an embedded store."""
+        server = self._client.tracking_uri
+        pages = _USER.sub("", server).rstrip("/") if server.startswith("http") else f"http://127.0.0.1:{MLFLOW_PORT}"
         return f"{pages}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
     def params(self, values: Mapping[str, Any]) -> None:

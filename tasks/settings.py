@@ -31,7 +31,10 @@ CONFIG_NAME = "errata.toml"
 CONFIG_VARIABLE = "ERRATA_CONFIG"
 PREFIX = "ERRATA_"
 # Variables with the prefix that are no settings.
-RESERVED = frozenset({CONFIG_VARIABLE, "ERRATA_DATA", "ERRATA_FAULT"})
+DEPLOYED_VARIABLE = "ERRATA_DEPLOYED"  # what `errata deploy` gives its runs: settings, and which ledger and registry
+RESERVED = frozenset({CONFIG_VARIABLE, DEPLOYED_VARIABLE, "ERRATA_DATA", "ERRATA_FAULT"})
+# Settings that may carry a password, and the variable of the worker's own that a deployed run then reads.
+SECRETS = {"ledger_url": "ERRATA_LEDGER_URL", "mlflow_tracking_uri": "MLFLOW_TRACKING_URI"}
 ALMANAC = "almanac"
 IMPORTED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 PREFECT_PORT, MLFLOW_PORT = 4200, 5080  # of the pages that `errata ui` starts
@@ -55,6 +58,7 @@ QUIET = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "DO_NOT_TRACK": "true",
@@ -213,7 +217,7 @@ class GateSettings(Section):
     approval: Literal["auto", "manual"] = Field(
         "auto", description="auto: what passes the gate is promoted; manual: a person approves it first."
     )
-    approval_hours: float = Field(12, gt=0, description="How long a night waits for the person; then it holds.")
+    approval_hours: float = Field(12, gt=0, description="How long a version waits for the person; then it is held.")
     culprit_budget: int = Field(
         60, ge=0, description="Evaluations that a failed gate may spend on finding the facts to blame; 0: it holds."
     )
@@ -257,9 +261,13 @@ class Settings(BaseSettings):
 
     @classmethod
     def restored(cls, content: Mapping[str, Any]) -> Settings:
-        """The settings that `model_dump` gave, of any mode, whatever file and variables say now."""
+        """The settings that `model_dump` gave, of any mode, whatever file and variables say now.
+
+        What it does not name has its default.
+        """
         kinds = get_type_hints(cls)
-        known = {name: TypeAdapter(kinds[name]).validate_python(content[name]) for name in cls.model_fields}
+        named = [name for name in cls.model_fields if name in content]
+        known = {name: TypeAdapter(kinds[name]).validate_python(content[name]) for name in named}
         return cls.model_construct(**known)
 
     @classmethod
@@ -327,9 +335,9 @@ class Settings(BaseSettings):
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's store: the user's own, else SQLite under home."""
+        """MLflow's store: the user's own, in a deployed run the deployer's, else SQLite under home."""
         return (
-            os.environ.get("MLFLOW_TRACKING_URI")
+            (DEPLOYED_VARIABLE not in os.environ and os.environ.get("MLFLOW_TRACKING_URI"))
             or self.mlflow_tracking_uri
             or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
         )
@@ -351,9 +359,12 @@ def find_config() -> Path | None:
 def load_settings(**sections: Any) -> Settings:
     """Read the settings; relative paths are relative to `errata.toml`, those of variables to the working directory.
 
-    Whole `sections`, as `model_dump` gives them, stand in place of what file and variables say of them.
+    Whole `sections`, as `model_dump` gives them, stand in place of what file and variables say of them. A deployed
+    run has the settings that it was deployed with, whatever file and variables there are where it runs.
     Raises `SettingsError` naming the unknown key and the nearest known one, or the value that does not fit.
     """
+    if deployed := deployment():
+        return _deployed(deployed, sections)
     path = find_config()
     _check_variables()
     try:
@@ -385,6 +396,39 @@ def load_settings(**sections: Any) -> Settings:
     }
     placed["evaluation"] = settings.evaluation.model_copy(update={"suites": suites})
     return settings.model_copy(update=placed)
+
+
+def deployment() -> dict[str, Any] | None:
+    """What `errata deploy` gave this process; None outside of deployed runs.
+
+    `settings` as `model_dump` gave them, the names of the `secrets` among them that are to be read from the worker's
+    variables, and the ids of `ledger` and `registry`. Raises `SettingsError` where it cannot be read.
+    """
+    text = os.environ.get(DEPLOYED_VARIABLE)
+    if not text:
+        return None
+    try:
+        found = json.loads(text)
+        return {name: found[name] for name in ("settings", "secrets", "ledger", "registry")}
+    except (ValueError, KeyError, TypeError) as error:
+        told = f"{DEPLOYED_VARIABLE} is not what `errata deploy` gives; deploy again, or unset it"
+        raise SettingsError(told) from error
+
+
+def _deployed(given: Mapping[str, Any], sections: Mapping[str, Any]) -> Settings:
+    secrets = {}
+    for name in given["secrets"]:
+        if not (value := os.environ.get(SECRETS[name])):
+            raise SettingsError(
+                f"{name} carries a password, so it is no part of the deployment, and this worker has no variable "
+                f"{SECRETS[name]}; start the worker with it, or deploy again with `errata deploy --blocks`"
+            )
+        secrets[name] = value
+    try:
+        return Settings.restored({**given["settings"], **secrets, **sections})
+    except ValidationError as error:
+        told = _explain(error, Path(DEPLOYED_VARIABLE))
+        raise SettingsError(f"{told}; another Errata made this deployment: deploy again with this one") from error
 
 
 def _root(file: Path | None, *keys: str) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from tasks.champion.approval import waiting
 from tasks.champion.canary import CANARY
 from tasks.champion.moves import require_known_champion
 from tasks.facts.find import find_fact
@@ -19,18 +20,20 @@ from tasks.workspace import Workspace
 
 
 def status_of(space: Workspace) -> dict[str, Any]:
-    """Who serves, what waits, what is kept out, not taken in or not learned and why, and the last night's row."""
+    """Who serves, which versions wait for approval, how many facts wait for their date, what is kept out, not taken in
+    or not learned and why, and the last night's row."""
     require_known_champion(space)
     ledger = space.ledger
     champion = space.champion
-    waiting, first = ledger.waiting(datetime.now(UTC), champion.state_digest if champion else None)
+    ahead, first = ledger.waiting(datetime.now(UTC), champion.state_digest if champion else None)
     nights = finished_nights(ledger)
     return {
         "home": str(space.settings.home),
         "champion": _version(space, champion),
         "challenger": _version(space, ledger.champion(alias=CHALLENGER)),
+        "for_approval": [request.to_dict() for request in waiting(space)],
         "facts": dict(ledger.status_counts(champion.state_digest if champion else None)),
-        "waiting": {"facts": waiting, "first": f"{first:%Y-%m-%d}" if first else None},
+        "waiting": {"facts": ahead, "first": f"{first:%Y-%m-%d}" if first else None},
         "quarantined": dict(ledger.quarantine_counts()),
         "left_lying": list(left_lying(space.settings.landing).values()),
         "kept_out": list(_kept_out(space, champion.state_digest if champion else None)),

@@ -15,6 +15,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import make_url
+
 from editing.almanac.world import MODEL
 from editing.editors import get_editor
 from editing.editors.base import EditState, Progress
@@ -27,9 +29,10 @@ from editing.models import BaseModel, load_base_model
 from editing.models.sources import find_source
 from editing.statistics import SecondMoments
 from editing.storage import read_json
-from tasks.ledger import Ledger, VersionRecord
+from tasks.errors import without_password
+from tasks.ledger import Ledger, VersionRecord, identity_of
 from tasks.registry import Registry, RegistryError, Version
-from tasks.settings import ALMANAC, Settings, SettingsError, load_settings
+from tasks.settings import ALMANAC, Settings, SettingsError, deployment, load_settings
 from tasks.statistics import open_statistics
 
 
@@ -387,4 +390,33 @@ def open_workspace() -> Workspace:
 
 @lru_cache(maxsize=1)
 def _open(settings: str) -> Workspace:
-    return Workspace(Settings.restored(json.loads(settings)))
+    space = Workspace(Settings.restored(json.loads(settings)))
+    if given := deployment():
+        _require_stores(space, given["ledger"], given["registry"])
+    return space
+
+
+def _require_stores(space: Workspace, ledger: str, registry: str) -> None:
+    """Raise `SettingsError` unless ledger and registry have these ids; none is made here.
+
+    The same URL can be another database: a path on another machine, a name that another network resolves otherwise.
+    """
+    settings = space.settings
+    for what, url, find, wanted in (
+        ("ledger", settings.ledger, lambda: identity_of(settings.ledger), ledger),
+        ("registry", settings.tracking_uri, lambda: _registry_identity(space), registry),
+    ):
+        if (found := find()) != wanted:
+            why = "there is none here" if found is None else "it is another one"
+            raise SettingsError(
+                f"the {what} at {without_password(url)} is not the one that this run was deployed with ({why}), so "
+                f"nothing was begun; start the worker where that {what} can be reached, or run `errata deploy` again"
+            )
+
+
+def _registry_identity(space: Workspace) -> str | None:
+    place = make_url(space.settings.tracking_uri) if space.settings.tracking_uri.startswith("sqlite:") else None
+    if place is not None and not Path(str(place.database)).is_file():
+        return None
+    with space.registry.answering():
+        return space.registry.found_identity()

@@ -49,7 +49,7 @@ from flows.cli.console import (
     speak,
     table,
 )
-from flows.cli.nights import night_rows, night_told, nights_table, print_timing
+from flows.cli.nights import night_became, night_rows, night_told, nights_table, print_timing
 from tasks.log import log, open_log
 from tasks.settings import CONFIG_NAME, SettingsError, activate, load_settings
 from tasks.waiting import require_prefect
@@ -176,6 +176,8 @@ def night(
     else:
         out.print(nights_table("The night", [summary.to_dict()]))
         print_timing(out, [summary.timing])
+        if summary.waits_until:
+            out.print(night_became(summary.to_dict()), soft_wrap=True)
         if kept_out := summary.blamed + summary.contradicting:
             out.print(f"Kept out: {kept_out}; `errata status` says which facts and why", soft_wrap=True)
         _tell_left_lying(left_lying(load_settings().landing).values())
@@ -306,6 +308,10 @@ def status(as_json: AsJson = False) -> None:
     out.print(f"challenger   {_version(found['challenger'], nothing='none')}")
     if found["waiting"]["facts"]:
         facts += f"; {found['waiting']['facts']} of them wait, the first for {found['waiting']['first']}"
+    for request in found["for_approval"]:
+        until = datetime.fromisoformat(request["until"])
+        told = f"version {request['version']} waits until {until:%Y-%m-%d %H:%M} UTC: `errata approve`, or with --hold"
+        out.print(f"approval     {told}", soft_wrap=True)
     out.print(f"facts        {facts}")
     out.print(f"quarantined  {quarantined}")
     out.print(f"home         {found['home']}", soft_wrap=True, markup=False)
@@ -435,15 +441,22 @@ def ui() -> None:
 @app.command(rich_help_panel=SET_UP)
 def deploy(
     file: Annotated[Path | None, typer.Option(help="What to register; default: deployments/prefect.yaml.")] = None,
+    blocks: Annotated[
+        bool, typer.Option("--blocks", help="Keep URLs that carry a password in Secret blocks of the server.")
+    ] = False,
 ) -> None:
     """Register the night, the canary and the other flows with the Prefect server that PREFECT_API_URL names.
+
+    Their runs have all settings that are in force here, wherever the worker runs, and refuse to begin where ledger or
+    registry are others. A URL that carries a password is no part of that: the worker has it as a variable of its own
+    (ERRATA_LEDGER_URL, MLFLOW_TRACKING_URI), or the server in a Secret block.
 
     Example: `PREFECT_API_URL=http://127.0.0.1:4200/api errata deploy`
     """
     from tasks.deploy import DEPLOYMENTS, deploy_nights
 
-    for line in deploy_nights(load_settings(), file or DEPLOYMENTS):
-        out.print(line)
+    for line in deploy_nights(load_settings(), file or DEPLOYMENTS, blocks=blocks):
+        out.print(line, soft_wrap=True)
 
 
 def _version(found: dict | None, nothing: str = "the base") -> str:

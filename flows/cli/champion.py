@@ -77,19 +77,17 @@ def approve(
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
-    """Answer the night that waits for approval, as `approval = "manual"` under [gate] demands it.
+    """Answer for a version that waits for approval, as `approval = "manual"` under [gate] demands it.
 
-    The same form, with the gate's report above it, is on the flow run's page in Prefect.
+    `errata status` says which ones wait, and until when; `errata report` has what the gate found. The same form is
+    the deployment `approve/by-hand` in Prefect. The canary follows a promotion.
 
     Example: `errata approve --reason "read the report"`
     """
-    from tasks.champion.approval import Approval, answer
-    from tasks.champion.change import user_name
+    from flows.promotion import approve as run
 
-    form = Approval(decision="hold" if hold else "promote", who=who or user_name(), reason=reason)
-    number = answer(form, version)
-    told = {"version": number, "decision": form.decision, "who": form.who, "reason": form.reason}
-    print_json(told) if as_json else out.print(f"version {number}: {shown(form.sentence)}; the night goes on")
+    answered = run(decision="hold" if hold else "promote", version=version, who=who, reason=reason)
+    print_json(answered.to_dict()) if as_json else out.print(answered.sentence, soft_wrap=True, markup=False)
 
 
 @app.command(rich_help_panel=EVERY_DAY)

@@ -9,6 +9,7 @@ import typer
 
 from editing.shown import printable
 from flows.cli.console import EVERY_DAY, UNDO, bars, errors, out, print_json, shown, table
+from flows.cli.nights import night_became
 
 app = typer.Typer()
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -26,7 +27,8 @@ def retract(
 
     What a fact had superseded holds again, else the base answers. Other changes in the landing zone are
     received, and wait for the next night. The exit code is 0 when the champion no longer holds the facts:
-    1 means that the gate or a person held it back, and the report says why.
+    1 means that the gate or a person held it back (the report says why), that the version without them waits
+    for approval, or that another night runs and the next one takes them back.
 
     Example: `errata retract 3f9a01c2 --reason "the source withdrew it"`
     """
@@ -38,12 +40,15 @@ def retract(
         summary = run(meant, reason=reason, as_of=as_of)
     held = still_held(meant)
     if as_json:
-        print_json({**summary.to_dict(), "still_held": [fact.fact_id for fact in held]})
-    elif not held:
+        row = summary.to_dict() if summary else {"verdict": "recorded"}
+        print_json({**row, "still_held": [fact.fact_id for fact in held]})
+    elif summary and not held:
         serving = f"version {summary.champion}" if summary.champion else "the base"
         out.print(f"{summary.retracted} facts taken back; {serving} serves", soft_wrap=True)
-    if held:
-        errors.print(f"{summary.verdict}: the champion still holds {len(held)} of the facts", soft_wrap=True)
+    if held or summary is None:
+        recorded = "recorded: another night runs, and the next one takes them back"
+        became = night_became(summary.to_dict()) if summary else recorded
+        errors.print(f"{became}; the champion still holds {len(held)} of the facts", soft_wrap=True)
         raise typer.Exit(1)
 
 

@@ -89,4 +89,13 @@ def night_told(summary: Mapping[str, Any]) -> str:
         return f"{summary['applied']} facts applied{left_out}, promoted as version {summary['version']}"
     serving = f"version {summary['champion']}" if summary["champion"] else "the base"
     edited = f"{summary['applied']} facts edited{left_out}"
-    return f"{edited}, {summary['verdict']}: {serving} goes on, they wait for the next night"
+    rest = "" if summary["verdict"] == "waiting" else ", they wait for the next night"
+    return f"{edited}, {night_became(summary)}: {serving} goes on{rest}"
+
+
+def night_became(summary: Mapping[str, Any]) -> str:
+    """The verdict in words; of a version that waits for a person also until when, and how to answer."""
+    if summary["verdict"] != "waiting":
+        return str(summary["verdict"])
+    version = summary["version"]
+    return f"version {version} {summary['decided']} (`errata approve --version {version}`)"

@@ -1,40 +1,38 @@
-"""A person's approval: the flow run pauses with the gate's report in its form, and waits through a server's restart."""
+"""A person's approval: the night has ended, its version waits in the ledger, and an answer promotes or holds it.
+
+No process waits: neither a lease nor a place among Prefect's concurrent runs is taken, and what comes meanwhile runs.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from datetime import timedelta
-from typing import Any, Literal, cast
-from uuid import UUID
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
 
-import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.responses import SetStateStatus
-from prefect.context import FlowRunContext
-from prefect.exceptions import PrefectHTTPStatusError
-from prefect.input import RunInput, keyset_from_paused_state
-from prefect.logging import get_run_logger
-from prefect.states import Paused, State
-from pydantic import ConfigDict, Field
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict, Field
 
+from editing.evals.gate import Decision
+from tasks.champion.change import require_loadable, user_name
+from tasks.champion.moves import BY_NIGHT, adopt_moves_by_hand, called, moving, point_aliases, record_move, standing
+from tasks.champion.promotion import moved_meanwhile, taken_back
 from tasks.errors import TasksError
-from tasks.progress import reporter
+from tasks.faults import checkpoint
+from tasks.ledger import Ledger, RunPhase, RunRecord
+from tasks.night.summary import ANSWER, KIND
+from tasks.registry import CHALLENGER, CHAMPION
+from tasks.workspace import Workspace, open_workspace
 
-POLL_SECONDS = 5.0
-SIGN_OF_LIFE_SECONDS = 1800.0
-# The server fails a paused run that is past its own deadline, so that deadline lies behind ours.
-MARGIN = timedelta(hours=24)
+NOBODY = "nobody"
 
 
 class ApprovalError(TasksError, RuntimeError):
-    """A run cannot be paused for approval, or there is none that waits."""
+    """No version waits for an answer, or more than one could be meant."""
 
 
-class Approval(RunInput):
-    """The form. Left as it is, it holds."""
+class Approval(BaseModel):
+    """An answer. Left as it is, it holds."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -49,105 +47,162 @@ class Approval(RunInput):
         return f"{done} by {self.who or 'somebody'}" + (f": {self.reason}" if self.reason else "")
 
 
-def ask_for_approval(
-    version: int, report: str, hours: float, while_waiting: Callable[[], object] = lambda: None
-) -> Approval:
-    """Pause the flow run that this is called from until a person fills in the form, or `hours` have passed: hold.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A version that waits: of which night (its key and its date), and until when (UTC)."""
 
-    `report` (markdown) stands above the form. The server may go away and come back meanwhile.
-    `while_waiting` is called every half hour. Raises `ApprovalError` outside a flow run, or when the
-    server does not let it pause.
+    version: int
+    key: str
+    night: str
+    until: datetime
+
+    @property
+    def sentence(self) -> str:
+        """What it waits for, in words."""
+        return f"version {self.version} waits for approval until {self.until:%Y-%m-%d %H:%M} UTC"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**asdict(self), "until": self.until.isoformat(timespec="seconds")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """What an answer did: `decision` about `version`, in words, and who serves after it (None: the base)."""
+
+    version: int
+    decision: str
+    decided: str
+    champion: int | None
+
+    @property
+    def sentence(self) -> str:
+        """What happened, for a person."""
+        return f"version {self.version}: {self.decided}; {called(self.champion)} serves"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def open_requests(ledger: Ledger) -> list[Request]:
+    """The versions that nights left waiting and that nothing in the ledger has settled, oldest first."""
+    found: dict[int, Request] = {}
+    for run in ledger.runs(KIND, ANSWER):
+        version = run.detail.get("version")
+        if version is None or run.phase is not RunPhase.FINISHED:
+            continue
+        found.pop(version, None)
+        if run.kind == KIND and (until := run.detail.get("waits_until")):
+            night = run.detail["night"]
+            found[version] = Request(version=version, key=run.run_id, night=night, until=datetime.fromisoformat(until))
+    return list(found.values())
+
+
+def waiting(space: Workspace) -> list[Request]:
+    """The versions that an answer would be taken for now, oldest first. Nothing is written."""
+    return [request for request in open_requests(space.ledger) if _lapse(space, request) is None]
+
+
+def close_requests(space: Workspace) -> None:
+    """Write down how requests ended that nobody can answer any more; to be called inside `moves.moving`."""
+    for request in open_requests(space.ledger):
+        if lapse := _lapse(space, request):
+            _settle(space, request, *lapse)
+
+
+@task(name="carry out answer", cache_policy=NO_CACHE)
+def carry_out_answer(approval: Approval, version: int | None = None) -> Answered:
+    """Promote or hold the version that waits (`version`, where several do).
+
+    The champion's move is the first thing written; killed after it, the next command of any kind completes the rest
+    and nobody is asked again. Raises `ApprovalError` when none waits, when more than one could be meant, and, with the
+    reason, for one that waited and cannot be answered any more; `StateError` or `RegistryError`, with nothing moved,
+    for a version that does not load.
     """
-    context = FlowRunContext.get()
-    if context is None or context.flow_run is None:
-        raise ApprovalError(
-            f"version {version} awaits approval, which only a flow run can ask for; call the night flow"
+    space = open_workspace()
+    approval = approval.model_copy(update={"who": approval.who or user_name()})
+    if approval.decision == Decision.PROMOTE:
+        require_loadable(space, _chosen(space, version).version)
+    with moving(space), space.registry.answering():
+        adopt_moves_by_hand(space)
+        request = _chosen(space, version)
+        if approval.decision == Decision.PROMOTE:
+            why = f"night {request.night}: {Decision.PROMOTE}, {approval.sentence}"
+            record_move(space, CHAMPION, request.version, who=BY_NIGHT, why=why, report=request.key)
+            checkpoint("approved")
+        _settle(space, request, approval.decision, approval.sentence)
+        point_aliases(space)
+        return Answered(
+            version=request.version,
+            decision=approval.decision,
+            decided=approval.sentence,
+            champion=standing(space),
         )
-    run_id = context.flow_run.id
-    deadline = time.monotonic() + hours * 3600
-    paused: State[Any] = Paused(
-        timeout_seconds=int(hours * 3600 + MARGIN.total_seconds()), reschedule=False, pause_key=f"version-{version}"
+
+
+def _chosen(space: Workspace, version: int | None) -> Request:
+    """The request that is meant. Raises `ApprovalError` where that is none, or not clear."""
+    requests = {request.version: request for request in waiting(space)}
+    numbers = ", ".join(map(str, requests))
+    if version is None and len(requests) > 1:
+        raise ApprovalError(f"versions {numbers} wait for approval; say which with --version")
+    chosen = next(iter(requests), None) if version is None else version
+    if chosen in requests:
+        return requests[chosen]
+    ended = _ended(space)
+    if version is None:
+        last = next(reversed(ended), None)
+        told = "" if last is None else f"; the last that did is version {last}, {ended[last]}"
+        raise ApprovalError(f"no version waits for approval{told}")
+    now = f" any more: {ended[version]}" if version in ended else ""
+    others = f"; version {numbers} waits" if requests else ""
+    raise ApprovalError(f"version {version} does not wait for approval{now}{others}")
+
+
+def _ended(space: Workspace) -> dict[int, str]:
+    """How requests ended, by version, the last one last."""
+    ended = {run.detail["version"]: run.detail["decided"] for run in space.ledger.runs(ANSWER)}
+    for request in open_requests(space.ledger):
+        if lapse := _lapse(space, request):
+            ended.pop(request.version, None)
+            ended[request.version] = lapse[1]
+    return ended
+
+
+def _lapse(space: Workspace, request: Request) -> tuple[str, str] | None:
+    """What was decided about a request without an answer, and why; None while it waits.
+
+    It serves already; or the champion that it grew from has gone, somebody took it back, one of its facts was decided
+    otherwise since, or its time is over.
+    """
+    if standing(space) == request.version:
+        return Decision.PROMOTE, space.ledger.alias_moves(CHAMPION)[-1].why.removeprefix(
+            f"night {request.night}: {Decision.PROMOTE}, "
+        )
+    why = taken_back(space, request.version) or moved_meanwhile(space, request.version, "while it waited")
+    why = why or _decided_otherwise(space, request.version)
+    if why is None and datetime.now(UTC) >= request.until:
+        why = f"no answer until {request.until:%Y-%m-%d %H:%M} UTC"
+    return None if why is None else (Decision.HOLD, Approval(who=NOBODY, reason=why).sentence)
+
+
+def _decided_otherwise(space: Workspace, version: int) -> str | None:
+    """Which fact of a version was superseded or quarantined after the version was made; None: none was."""
+    record = space.ledger.version(version)
+    event = space.ledger.overruled(record.state_digest) if record else None
+    if event is None:
+        return None
+    (fact,) = space.ledger.facts([event.fact_id])
+    return f"its fact {fact.fact_id} ({fact.subject} / {fact.relation}: {fact.target}) was {event.kind} meanwhile"
+
+
+def _settle(space: Workspace, request: Request, decision: str, decided: str) -> None:
+    """Write the end of a request into the ledger; what serves is no challenger."""
+    if decision == Decision.PROMOTE and standing(space, CHALLENGER) == request.version:
+        why = f"night {request.night}: {decision}, {decided}"
+        record_move(space, CHALLENGER, None, who=BY_NIGHT, why=why, report=request.key)
+    detail = {"version": request.version, "decision": decision, "decided": decided}
+    space.ledger.record_run(
+        RunRecord(run_id=request.key, kind=ANSWER, phase=RunPhase.FINISHED, detail=detail, at=datetime.now(UTC))
     )
-    keyset = keyset_from_paused_state(paused)
-    paused.state_details.run_input_keyset = dict(keyset)  # type: ignore[arg-type]
-    form = Approval.with_initial_data(description=f"Version {version} passed the gate.\n\n{report}")
-    get_run_logger().info("Version %s waits for approval: here, or with `errata approve`", version)
-    tell, told = reporter(), time.monotonic()
-    with get_client(sync_client=True) as client:
-        answer = client.set_flow_run_state(run_id, paused)
-        if answer.status is not SetStateStatus.ACCEPT:
-            raise ApprovalError(f"the run cannot pause for the approval of version {version}: {answer.details}")
-        form.save(keyset, flow_run_id=run_id)
-        while not _running(client, run_id):
-            tell(f"version {version} waits for `errata approve`", 0, 1)
-            if time.monotonic() >= deadline:
-                _give_up(client, run_id, hours)
-            if time.monotonic() - told >= SIGN_OF_LIFE_SECONDS:
-                while_waiting()
-                told = time.monotonic()
-            time.sleep(POLL_SECONDS)
-        tell(f"version {version} waits for `errata approve`", 1, 1)
-    return cast(Approval, Approval.load(keyset, flow_run_id=run_id))
-
-
-def waiting_runs() -> list[FlowRun]:
-    """The flow runs that are paused for an approval, oldest first."""
-    paused = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
-    with get_client(sync_client=True) as client:
-        found = client.read_flow_runs(flow_run_filter=paused)
-    return sorted((run for run in found if _version_of(run)), key=lambda run: str(run.created))
-
-
-def answer(approval: Approval, version: int | None = None) -> int:
-    """Give the answer to the run that waits for one (on `version`, where several do); the version's number.
-
-    Raises `ApprovalError` when none waits or more than one could be meant.
-    """
-    waiting = {_version_of(run): run for run in waiting_runs()}
-    if version is None and len(waiting) > 1:
-        raise ApprovalError(f"versions {sorted(filter(None, waiting))} wait for approval; say which with --version")
-    chosen = version if version is not None else next(iter(waiting), None)
-    if chosen is None or chosen not in waiting:
-        told = f", but version {', '.join(map(str, sorted(filter(None, waiting))))} does" if waiting else ""
-        raise ApprovalError(
-            "no version waits for approval"
-            if version is None
-            else f"version {version} does not wait for approval{told}"
-        )
-    with get_client(sync_client=True) as client:
-        _resume(client, waiting[chosen].id, approval)
-    return chosen
-
-
-def _version_of(run: FlowRun) -> int | None:
-    key = run.state.state_details.pause_key if run.state else None
-    return int(key.removeprefix("version-")) if key and key.startswith("version-") else None
-
-
-def _running(client: SyncPrefectClient, run_id: UUID) -> bool:
-    """Whether the run goes on; a server that is away is asked again later."""
-    try:
-        state = client.read_flow_run(run_id).state
-    except httpx.TransportError:
-        return False
-    except PrefectHTTPStatusError as error:
-        if error.response.status_code < 500:
-            raise
-        return False
-    if state is not None and state.is_final():
-        raise ApprovalError(f"the run was ended while it waited for approval: {state.name}; run the night again")
-    return state is not None and state.is_running()
-
-
-def _give_up(client: SyncPrefectClient, run_id: UUID, hours: float) -> None:
-    """Answer in nobody's name."""
-    try:
-        _resume(client, run_id, Approval(decision="hold", who="nobody", reason=f"no answer within {hours:g} hours"))
-    except (httpx.TransportError, PrefectHTTPStatusError, ApprovalError):
-        return  # somebody was faster, or the server is away; the next poll shows which
-
-
-def _resume(client: SyncPrefectClient, run_id: UUID, approval: Approval) -> None:
-    result = client.resume_flow_run(run_id, run_input=approval.model_dump(include={"decision", "who", "reason"}))
-    if result.status is not SetStateStatus.ACCEPT:
-        raise ApprovalError(f"the run did not take the answer: {result.details}")

@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 
 from tasks.artifacts import show_table
+from tasks.champion.approval import close_requests
 from tasks.champion.fresh import CanaryError, Finding, Health, Question, check_in_fresh_process
 from tasks.champion.moves import adopt_moves_by_hand, called, moving, point_aliases, record_move, standing
 from tasks.faults import checkpoint
@@ -48,13 +49,15 @@ class CanaryResult:
 
 @task(name="find champion", cache_policy=NO_CACHE)
 def find_champion() -> int | None:
-    """Who serves, after taking over what was moved in MLflow by hand.
+    """Who serves, after taking over what was moved in MLflow by hand; a version that nobody can approve any more waits
+    no longer.
 
     Raises `RegistryUnreachableError` in an outage.
     """
     space = open_workspace()
     with moving(space), space.registry.answering():
         adopt_moves_by_hand(space)
+        close_requests(space)
         point_aliases(space)
     return standing(space)
 

@@ -118,7 +118,7 @@ def move_champion(change: Change) -> None:
     """
     space = open_workspace()
     try:
-        _require_loadable(space, change.to)
+        require_loadable(space, change.to)
         with moving(space), space.registry.answering():
             record_move(space, CHAMPION, change.to, who=change.who, why=_why(change), report=change.run_id)
             if change.to is not None and standing(space, CHALLENGER) == change.to:
@@ -175,7 +175,8 @@ def _unfinished(space: Workspace) -> Change | None:
     return begun if mine or standing(space) == begun.start else None
 
 
-def _require_loadable(space: Workspace, version: int | None) -> None:
+def require_loadable(space: Workspace, version: int | None) -> None:
+    """Raise `StateError` or `RegistryError` unless the registry gives back `version` as it was registered."""
     if version is None:
         return
     record = space.ledger.version(version)

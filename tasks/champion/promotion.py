@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 
-from editing.errors import StateError
 from editing.evals.gate import Decision
-from editing.storage import read_json, write_json
-from tasks.champion.approval import ask_for_approval
 from tasks.champion.moves import BY_NIGHT, called, standing
-from tasks.faults import checkpoint
-from tasks.ledger import RunPhase
 from tasks.night.evaluate import verdict_of
 from tasks.night.plan import NightWork
-from tasks.night.summary import KIND
 from tasks.registry import CHAMPION
 from tasks.workspace import Workspace, open_workspace
-
-PROMOTION_FILE = "promotion.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """What becomes of a version that the gate let through. `why` is None where the gate alone decided."""
+    """What becomes of a version that the gate let through. `why` is None where the gate alone decided.
+
+    One that `waits` is held until a person decides.
+    """
 
     decision: Decision
     why: str | None = None
+    waits: bool = False
 
 
-def decide_promotion(work: NightWork, version: int, *, while_waiting: Callable[[], object] = lambda: None) -> Promotion:
-    """Promote or hold `version`, by the policy of the settings; to be called from within a flow run.
+def decide_promotion(work: NightWork, version: int) -> Promotion:
+    """Promote or hold `version`, by the policy of the settings, or let it wait for a person.
 
     Held is what the gate did not let through, a version that a person or the canary took back before,
-    and one whose night began from a champion that is no longer in force. With `approval = "manual"` a
-    person has the last word; `while_waiting` is called from time to time until then. A killed night that
-    goes on with the same facts on the same champion finds the answer that was given, whatever the time up to
-    which it takes facts now; one that ended asks again.
+    and one whose night began from a champion that is no longer in force. With `approval = "manual"` the
+    rest waits, and a person has the last word (`tasks.champion.approval`).
     """
     space = open_workspace()
     verdict = verdict_of(space, work.key)
@@ -47,28 +39,14 @@ def decide_promotion(work: NightWork, version: int, *, while_waiting: Callable[[
         return Promotion(Decision.HOLD, why)
     if space.settings.gate.approval == "auto":
         return Promotion(Decision.PROMOTE)
-    path = space.night_folder(work.key) / PROMOTION_FILE
-    if path.exists() and not _ended_since(space, work.key, (earlier := read_json(path, StateError)).get("at")):
-        return Promotion(Decision(earlier["decision"]), earlier["why"])
-    answer = ask_for_approval(version, verdict.to_markdown(), space.settings.gate.approval_hours, while_waiting)
-    found = Promotion(Decision(answer.decision), answer.sentence)
-    write_json(path, {**asdict(found), "at": datetime.now(UTC).isoformat()})
-    checkpoint("approved")
-    return found
+    return Promotion(Decision.HOLD, waits=True)
 
 
-def _ended_since(space: Workspace, night: str, answered: str | None) -> bool:
-    """Whether the night of this key ended after a person's answer, which then has done its part."""
-    if answered is None:
-        return True
-    since = datetime.fromisoformat(answered)
-    return any(
-        run.run_id == night and run.phase is RunPhase.FINISHED and run.at >= since for run in space.ledger.runs(KIND)
-    )
+def moved_meanwhile(space: Workspace, version: int | None, when: str = "while the night ran") -> str | None:
+    """What happened to the champion since the night of `version` began, if it is not what that grew from.
 
-
-def moved_meanwhile(space: Workspace, version: int | None) -> str | None:
-    """What happened to the champion since the night of `version` began, if it is not what that grew from."""
+    `when` says in words what lasted meanwhile.
+    """
     record = space.ledger.version(version) if version else None
     champion = space.champion
     serving = champion.state_digest if champion else None
@@ -76,7 +54,7 @@ def moved_meanwhile(space: Workspace, version: int | None) -> str | None:
         return None
     moves = space.ledger.alias_moves(CHAMPION)
     why = f" ({moves[-1].who}: {moves[-1].why})" if moves else ""
-    return f"the champion became {called(standing(space))} while the night ran{why}"
+    return f"the champion became {called(standing(space))} {when}{why}"
 
 
 def taken_back(space: Workspace, version: int) -> str | None:

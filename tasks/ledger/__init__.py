@@ -16,7 +16,7 @@ from tasks.ledger.records import (
     RunRecord,
     VersionRecord,
 )
-from tasks.ledger.store import Intake, Ledger
+from tasks.ledger.store import Intake, Ledger, identity_of
 
 __all__ = [
     "AliasMove",
@@ -37,6 +37,7 @@ __all__ = [
     "RunRecord",
     "VersionRecord",
     "evidence",
+    "identity_of",
     "plan_night",
     "record_plan",
 ]

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from uuid import uuid4
 
 from sqlalchemy import (
     ColumnElement,
@@ -70,6 +71,8 @@ class _Record(Protocol):
 R = TypeVar("R")
 
 _FORMAT = select(func.max(tables.formats.c.format))
+_OWN = "ledger"  # the run whose id is the ledger's own
+_IDENTITY = select(tables.runs.c.run_id).where(tables.runs.c.kind == _OWN).order_by(tables.runs.c.id).limit(1)
 _ENUMS: dict[type, dict[str, type]] = {
     Event: {"kind": EventKind},
     FileRecord: {"outcome": FileOutcome},
@@ -147,6 +150,19 @@ def _configure_sqlite(connection: Any, _: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("ledger_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def identity_of(url: str) -> str | None:
+    """The id of the ledger at `url`; None where there is no ledger, or one without. Nothing is made."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).is_file():
+        return None
+    engine = _engine(url)
+    try:
+        with engine.begin() as connection:
+            return connection.scalar(_IDENTITY) if inspect(connection).has_table(tables.runs.name) else None
+    finally:
+        engine.dispose()
 
 
 class Intake:
@@ -374,6 +390,15 @@ class Ledger:
     def close(self) -> None:
         """Give the connections back."""
         self._reader.dispose()
+
+    def identity(self) -> str:
+        """An id that is this ledger's own wherever it is kept, made when first asked for: a copy has it too."""
+        with self._writer.begin() as connection:
+            if connection.scalar(_IDENTITY) is None:
+                own = RunRecord(run_id=uuid4().hex, kind=_OWN, phase=RunPhase.FINISHED, at=datetime.now(UTC))
+                _append(connection, tables.runs, [own])
+        with self._reader.begin() as connection:
+            return str(connection.scalar(_IDENTITY))
 
     # Writing
 
@@ -679,6 +704,25 @@ class Ledger:
             for _, found in groupby(rows, key=lambda row: row.fact_id):
                 yield [_record(Event, row) for row in found]
 
+    def overruled(self, state_digest: str) -> Event | None:
+        """The first time that a fact which this state brought in was superseded or quarantined after that; else None.
+
+        What a later state did about it does not count.
+        """
+        brought, later = tables.events.alias(), tables.events.alias()
+        query = (
+            select(later)
+            .join(brought, later.c.fact_id == brought.c.fact_id)
+            .where(brought.c.state_digest == state_digest, brought.c.kind.in_({EventKind.APPLIED, EventKind.RESTORED}))
+            .where(later.c.state_digest.is_(None), later.c.kind.in_({EventKind.SUPERSEDED, EventKind.QUARANTINED}))
+            .where(later.c.id > brought.c.id)
+            .order_by(later.c.id)
+            .limit(1)
+        )
+        with self._reader.begin() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else _record(Event, row)
+
     # Versions and aliases
 
     def versions(self) -> list[VersionRecord]:
@@ -741,11 +785,11 @@ class Ledger:
             rows = connection.execute(query.order_by(tables.batch_commits.c.position))
             return [_record(BatchCommit, row) for row in rows]
 
-    def runs(self, kind: str | None = None) -> list[RunRecord]:
-        """Every moment of every run (of one kind if named), in order."""
+    def runs(self, *kinds: str) -> list[RunRecord]:
+        """Every moment of every run (of these kinds if named), in order."""
         query = select(tables.runs).order_by(tables.runs.c.id)
-        if kind is not None:
-            query = query.where(tables.runs.c.kind == kind)
+        if kinds:
+            query = query.where(tables.runs.c.kind.in_(kinds))
         with self._reader.begin() as connection:
             rows = connection.execute(query).all()
         return [_record(RunRecord, row) for row in rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect import task
@@ -11,7 +11,8 @@ from prefect.cache_policies import NO_CACHE
 
 from editing.evals.gate import Decision, Verdict
 from editing.evals.report import EvalReport
-from tasks.artifacts import show_table
+from tasks.artifacts import show_markdown, show_table
+from tasks.champion.approval import close_requests, waiting
 from tasks.champion.moves import BY_NIGHT, adopt_moves_by_hand, moving, point_aliases, record_move, standing
 from tasks.champion.promotion import Promotion, moved_meanwhile
 from tasks.faults import checkpoint
@@ -20,7 +21,7 @@ from tasks.night.culprits import search_of
 from tasks.night.edit import applied_facts, carried_out, refusals, restored_facts
 from tasks.night.evaluate import answered_facts, not_learned, report_of, suite_scores, verdict_of
 from tasks.night.plan import NightWork
-from tasks.night.summary import DRY_RUN, KIND, NOTHING, NightSummary, scores_of
+from tasks.night.summary import DRY_RUN, KIND, NOTHING, WAITING, NightSummary, scores_of
 from tasks.night.telemetry import telemetry_of
 from tasks.night.timing import night_timing
 from tasks.registry import CHALLENGER, CHAMPION, Version
@@ -35,7 +36,8 @@ def close_night(
 ) -> NightSummary:
     """Write the night's row. In the ledger it is what makes the night final: a promotion follows from it.
 
-    `promotion` says what becomes of a version that the gate has let through; without it the gate decides.
+    `promotion` says what becomes of a version that the gate has let through; without it the gate decides. One that
+    waits for a person does so from now on, for the hours that the settings give, or as long as it waits already.
 
     The states between champion and candidate have served their purpose and go.
     """
@@ -49,6 +51,8 @@ def close_night(
             ),
             [*_refused(space, work, now), *_left_out(space, work, now)],
         )
+    if summary.verdict == WAITING:
+        show_markdown("approval", _form(space, work, summary), f"Version {version} {summary.decided}")
     show_table("night", [{name: _shown(value) for name, value in summary.to_dict().items()}], "The night in one row")
     checkpoint("closed")
     if not dry_run:
@@ -61,13 +65,14 @@ def close_night(
 def settle_aliases() -> int | None:
     """Make the aliases what the nights decided, in the ledger first and then in MLflow; the champion's number.
 
-    What a killed night still owes is made good here. An alias that somebody moved in MLflow is taken
-    over into the ledger and stays where they put it.
+    What a killed night or answer still owes is made good here, and a version that nobody can approve any more waits no
+    longer. An alias that somebody moved in MLflow is taken over into the ledger and stays where they put it.
     """
     space = open_workspace()
     with moving(space), space.registry.answering():
         adopt_moves_by_hand(space)
         _carry_out_last_night(space)
+        close_requests(space)
         checkpoint("moved")
         point_aliases(space)
     return standing(space)
@@ -179,6 +184,7 @@ def _summarise(
         row = {
             "verdict": f"{DRY_RUN if dry_run else ''}{decision}",
             "decided": promotion.why if promotion else None,
+            **(_waits(space, version) if promotion and promotion.waits and version else {}),
             "not_learned": len(not_learned(space, work, report)),
             "suites": suite_scores(report),
             "champion": version if promoted else row["champion"],
@@ -209,6 +215,24 @@ def _summarise(
 
 def _head(space: Workspace) -> str | None:
     return space.champion.state_digest if space.champion else None
+
+
+def _waits(space: Workspace, version: int) -> dict[str, str]:
+    """What the row says of a version that waits: a night that makes it again does not prolong its time."""
+    now = datetime.now(UTC)
+    earlier = [request.until for request in waiting(space) if request.version == version]
+    until = earlier[0] if earlier else now + timedelta(hours=space.settings.gate.approval_hours)
+    told = f"waits for approval until {until:%Y-%m-%d %H:%M} UTC"
+    return {"verdict": WAITING, "decided": told, "waits_until": until.isoformat()}
+
+
+def _form(space: Workspace, work: NightWork, summary: NightSummary) -> str:
+    """What Prefect's page says of a version that waits: how to answer, above the gate's report."""
+    return (
+        f"Version {summary.version} passed the gate and {summary.decided}.\n\nTo answer, run the deployment "
+        f"`approve/by-hand` with version {summary.version}, or `errata approve --version {summary.version}` (`--hold` "
+        f"keeps the champion).\n\n{verdict_of(space, work.key).to_markdown()}"
+    )
 
 
 def _shown(value: Any) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
+from editing.evals.gate import Decision
 from editing.evals.report import EvalReport
 from tasks.ledger import Ledger, RunPhase
 
 KIND = "night"
+ANSWER = "approval"  # the run that ends the wait of a night's version
+WAITING = "waiting"
 NOTHING = "nothing to do"
 DRY_RUN = "dry run: "
 # The row's scores, and the metric of the candidate's report that each shows.
@@ -31,11 +34,11 @@ class NightSummary:
     inverse relation, and `postponed` wait because they were too many at once.
     Of the `applied` ones `again` were tried once more, and `not_learned` are not answered by the candidate.
     `quarantined` rows did not come in since the night before, and `waiting` facts are dated after the night or by a
-    clock ahead of ours. `decided` says who or what had the last
-    word on a version that the gate let through. `champion` is the version that serves after the night
-    (None: the base). `seconds` went into editing; `timing` has the seconds, items per second and share
-    of the night of every suite (`tasks.night.timing`), `reach` the share of prompts that an edit
-    reaches, by kind, and `gauges` the method's own figures (`tasks.night.telemetry`).
+    clock ahead of ours. `decided` says who or what had the last word on a version that the gate let through; one that
+    waits for a person (verdict `waiting`) does so until `waits_until` (UTC), and `finished_nights` tells how that
+    ended. `champion` is the version that serves after the night (None: the base). `seconds` went into editing;
+    `timing` has the seconds, items per second and share of the night of every suite (`tasks.night.timing`), `reach` the
+    share of prompts that an edit reaches, by kind, and `gauges` the method's own figures (`tasks.night.telemetry`).
     """
 
     night: str
@@ -49,6 +52,7 @@ class NightSummary:
     superseded: int
     verdict: str
     decided: str | None = None
+    waits_until: str | None = None
     reliability: float | None = None
     generality: float | None = None
     locality: float | None = None
@@ -86,6 +90,18 @@ def scores_of(report: EvalReport) -> dict[str, Any]:
 
 
 def finished_nights(ledger: Ledger) -> list[NightSummary]:
-    """Every finished night, oldest first."""
-    ended = [run for run in ledger.runs(KIND) if run.phase is RunPhase.FINISHED]
-    return [NightSummary.from_dict(run.detail) for run in ended]
+    """Every finished night, oldest first; one that waited for a person as it was decided in the end."""
+    rows: list[NightSummary] = []
+    for run in ledger.runs(KIND, ANSWER):
+        if run.phase is not RunPhase.FINISHED:
+            continue
+        night = NightSummary.from_dict(run.detail) if run.kind == KIND else None
+        if night is None or (night.version is not None and night.verdict != WAITING):
+            verdict, version = (night.verdict if night else run.detail["decision"]), run.detail["version"]
+            ended: dict[str, Any] = {"verdict": verdict, "decided": run.detail["decided"]}
+            if verdict == Decision.PROMOTE:
+                ended["champion"] = version
+            rows = [replace(row, **ended) if row.verdict == WAITING and row.version == version else row for row in rows]
+        if night is not None:
+            rows.append(night)
+    return rows
