@@ -133,8 +133,9 @@ def test_poison_is_quarantined_and_the_rest_promoted(home, change, good, poison,
     assert (row.applied, row.blamed, row.champion) == (1, 0, 3)
 
 
-def test_a_fact_that_did_not_take_is_not_learned_and_everything_says_so(home, change, good, floors):
+def test_a_fact_that_did_not_take_is_not_learned_and_everything_says_so(home, change, good, floors, monkeypatch):
     floors(mayors=0.5)
+    monkeypatch.setenv("ERRATA_EDITOR__TRIES", "1")
     degenerate = change("Farholt", "zq xv zq xv zq", "2018-01-08")
     space, row = run(*good, degenerate)
     assert (row.verdict, row.applied, row.not_learned, row.champion) == ("promote", 4, 1, 1)
@@ -167,9 +168,8 @@ def test_a_fact_that_did_not_take_is_not_learned_and_everything_says_so(home, ch
     assert ask(space, ["The mayor of Farholt is"]) == ["Dov Stern"]
 
 
-def test_a_fact_that_did_not_take_is_tried_again_as_often_as_the_settings_say(home, change, good, floors, monkeypatch):
+def test_a_fact_that_did_not_take_is_tried_again_as_often_as_the_settings_say(home, change, good, floors):
     floors(mayors=0.5)
-    monkeypatch.setenv("ERRATA_EDITOR__TRIES", "2")
     degenerate = change("Farholt", "zq xv zq xv zq", "2018-01-08")
     space, row = run(*good, degenerate)
     assert (row.not_learned, row.champion) == (1, 1)
