@@ -113,7 +113,7 @@ class EditorSettings(Section):
 
     method: str = Field("coachhook", description="A registered editing method.")
     batch_size: int = Field(10, ge=1, description="Facts edited together.")
-    tries: int = Field(1, ge=1, description="Times that a fact is edited until it is answered, at most; then a person.")
+    tries: int = Field(2, ge=1, description="Times that a fact is edited until it is answered, at most; then a person.")
     options: dict[str, Any] = Field(default_factory=dict, description="Fields of the method's own config.")
 
 

@@ -12,7 +12,6 @@ from editing.almanac.world import MODEL
 from editing.errors import SuiteError
 from editing.evals.culprit import Cause, Ending
 from flows.night import NightConfig, night
-from flows.promotion import rollback
 from tasks.ask import ask
 from tasks.errors import LedgerError
 from tasks.explain import explain
@@ -136,6 +135,7 @@ def test_poison_is_quarantined_and_the_rest_promoted(home, change, good, poison,
 
 def test_a_fact_that_did_not_take_is_not_learned_and_everything_says_so(home, change, good, floors, monkeypatch):
     floors(mayors=0.5)
+    monkeypatch.setenv("ERRATA_EDITOR__TRIES", "1")
     degenerate = change("Farholt", "zq xv zq xv zq", "2018-01-08")
     space, row = run(*good, degenerate)
     assert (row.verdict, row.applied, row.not_learned, row.champion) == ("promote", 4, 1, 1)
@@ -156,10 +156,24 @@ def test_a_fact_that_did_not_take_is_not_learned_and_everything_says_so(home, ch
     assert (found["edit"]["fact"], found["edit"]["learned"], found["served"]) == (degenerate.fact_id, False, False)
     assert "is not 'zq xv zq xv zq', the target of this edit, which is not learned: the edit did not" in found["doubt"]
     assert explain(space, good[0].question)["served"]
-    # It waits for a person; where the settings let it be edited twice, the next night tries it with more effort, once.
+    # It waits for a person, and is asked again with the others of its night.
     assert "edited once: waits for a person" in told["next"]
-    monkeypatch.setenv("ERRATA_EDITOR__TRIES", "2")
-    (told,) = status_of(open_workspace())["not_learned"]
+    space, row = run(change("Dunmore", "Ada Moss", "2018-02-05"), as_of=FEBRUARY)
+    assert (row.champion, row.again, row.not_learned) == (2, 0, 0)
+    assert space.ledger.status(degenerate.fact_id, space.champion.state_digest) is EventKind.NOT_LEARNED
+    # A newer fact takes its place as it takes that of any other.
+    space, row = run(change("Farholt", "Dov Stern", "2018-02-20"), as_of=datetime(2018, 3, 28, tzinfo=UTC))
+    assert (row.champion, row.not_learned) == (3, 0)
+    assert status_of(space)["not_learned"] == []
+    assert ask(space, ["The mayor of Farholt is"]) == ["Dov Stern"]
+
+
+def test_a_fact_that_did_not_take_is_tried_again_as_often_as_the_settings_say(home, change, good, floors):
+    floors(mayors=0.5)
+    degenerate = change("Farholt", "zq xv zq xv zq", "2018-01-08")
+    space, row = run(*good, degenerate)
+    assert (row.not_learned, row.champion) == (1, 1)
+    (told,) = status_of(space)["not_learned"]
     assert told["next"] == "edited once; the next night tries again with 4 times the steps"
     space, row = run(change("Dunmore", "Ada Moss", "2018-02-05"), as_of=FEBRUARY)
     assert (row.champion, row.applied, row.again, row.not_learned) == (2, 2, 1, 1)
@@ -169,12 +183,6 @@ def test_a_fact_that_did_not_take_is_not_learned_and_everything_says_so(home, ch
     assert fact_history(space, degenerate.fact_id)["next"] == told["next"]
     row = night(NightConfig(as_of=FEBRUARY))
     assert (row.verdict, row.again, row.champion) == ("nothing to do", 0, 2)
-    # A newer fact takes the place of one that was edited once as it takes that of any other.
-    rollback(to="1", reason="as before the second try")
-    space, row = run(change("Farholt", "Dov Stern", "2018-02-20"), as_of=datetime(2018, 3, 28, tzinfo=UTC))
-    assert (row.champion, row.not_learned) == (3, 0)
-    assert status_of(space)["not_learned"] == []
-    assert ask(space, ["The mayor of Farholt is"]) == ["Dov Stern"]
 
 
 def test_a_contradiction_under_two_keys_goes_by_precedence(home, change, good, floors):
