@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
 
 
 def printable(text: str) -> str:
-    """`text` with control characters and those that turn its direction written out, as `\\x1b` and `\\u202e`."""
+    """`text` with what no terminal is to get written out: control characters, those that turn its direction, and bytes
+    that are no text, as `\\x1b`, `\\u202e` and `\\udcff`."""
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

@@ -121,7 +121,7 @@ def prepare(
 
     settings = load_settings()
     open_log(settings.home)
-    log.info("errata %s", shlex.join(sys.argv[1:]))
+    log.info("errata %s", printable(shlex.join(sys.argv[1:])))
     check_settings(settings, with_model=context.invoked_subcommand != "model")
     work = context.invoked_subcommand in WORK
     if work:
