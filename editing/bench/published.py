@@ -60,7 +60,7 @@ def optimise_alone(base: BaseModel, group: Group, config: CoachHookConfig) -> Op
     for step in range(config.max_steps + 1):
         facts, kept = terms()
         losses = facts.detach() * len(group.facts)
-        reached = bool(max(losses.max(), kept.detach()) < config.stop_loss)
+        reached = bool(losses.max() < config.stop_loss and kept.detach() < config.stop_kept)
         if reached or step == config.max_steps:
             break
         adam.zero_grad()

@@ -31,11 +31,15 @@ from editing.evals.probes import GENERATED, TEACHER_FORCED, WILD, Probe, ProbeSu
 from editing.evals.report import EvalReport
 from editing.evals.scorer import open_scorer
 from editing.evals.suite import Suite, evaluate, stable_id
-from editing.facts import EditBatch, FactChange
+from editing.facts import SLOT, EditBatch, FactChange
 from editing.models import BaseModel
 from editing.prompts import PromptForm
+from editing.templates import tells
 
 PROTOCOLS = (GENERATED, TEACHER_FORCED, WILD)
+# What an edit is not about, whatever its subject; CoachHooK's essence prompt is none of them.
+ELSE_ASKED = ("What is {} famous for?", "Why do people talk about {}?", "Where can I read more about {}?")
+ELSE_TOKENS = 24
 
 
 def bench_real(
@@ -60,7 +64,8 @@ def bench_real(
     Every `every` edits at most `asked` facts are asked, and what they leave alone; `report` gets each point of the
     curve as it comes. `size_of` tells a state's bytes. Returns the last point's shares by protocol (`generated`,
     `teacher_forced`, `wild`), `curve`, `seconds_per_fact` (of applying alone), `bytes_per_fact`, `peak_memory_bytes` of
-    the process, `converged`, and `suites`: each metric before and after with its paired test. In each of `other_forms`
+    the process, `converged`, `bleeding` (see `_bleeding`), and `suites`: each metric before and after with its paired
+    test. In each of `other_forms`
     the last questions are asked once more (`other_forms` by name): what was edited in one form and is asked in another.
     Raises `ConfigError` for other forms of a state that is made of others.
     """
@@ -92,6 +97,7 @@ def bench_real(
                 found = evaluate(scorer, [suite, *(suites if last else ())])
             points.append({"edits": end, "converged": _converged(outcomes), **_shares(found)})
             if last:
+                bleeding = _bleeding(base, state, facts, asked, scoring_batch_size)
                 carried = {form.name: _in_form(base, state, form, probes, scoring_batch_size) for form in other_forms}
             if report is not None:
                 report(points[-1])
@@ -104,6 +110,7 @@ def bench_real(
         "seconds_per_fact": statistics.fmean(seconds),
         "bytes_per_fact": (size_of(state) - first_bytes) / len(facts) if size_of else None,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "bleeding": bleeding,
         "suites": paired_suites(found, reference),
         "other_forms": carried,
         "sizes": {name: found.metrics[f"{EDITS}.{name}.{GENERATED}"].n for name in asked_metrics(found)},
@@ -131,6 +138,27 @@ def _in_form(
         return _shares(evaluate(scorer, [suite]))
 
 
+def _bleeding(
+    base: BaseModel, state: EditState, facts: Sequence[FactChange], asked: int, batch_size: int
+) -> dict[str, float]:
+    """The share of questions about the edited subjects that are about nothing that was edited (`ELSE_ASKED`, of at most
+    `asked` facts) to which the answer tells the edit's target: of the edited model, and of the base."""
+    chosen = _spread(facts, asked)
+    rows = [(text.replace(SLOT, fact.subject), fact.target) for fact in chosen for text in ELSE_ASKED]
+
+    def told(edited: EditState | None) -> float:
+        with open_scorer(base, edited, batch_size=batch_size) as scorer:
+            said = scorer.generate([prompt for prompt, _ in rows], ELSE_TOKENS)
+        return sum(tells(text, target) for text, (_, target) in zip(said, rows, strict=True)) / len(rows)
+
+    return {"edited": told(state), "base": told(None), "questions": len(rows)}
+
+
+def _spread(facts: Sequence[FactChange], asked: int) -> Sequence[FactChange]:
+    """At most `asked` of the facts, evenly spread."""
+    return facts[:: -(-len(facts) // asked)]
+
+
 def _converged(outcomes: Sequence[FactOutcome]) -> float:
     return sum(outcome.converged for outcome in outcomes) / len(outcomes)
 
@@ -140,7 +168,7 @@ def _probes(applied: Sequence[FactChange], asked: int) -> tuple[Probe, ...]:
 
     A rephrase or locality prompt that another applied fact answers otherwise is left out.
     """
-    chosen = applied[:: -(-len(applied) // asked)]
+    chosen = _spread(applied, asked)
     in_force = Contradictions(applied)
     probes: dict[tuple[str, str], Probe] = {}
 

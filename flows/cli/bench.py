@@ -116,7 +116,10 @@ def real(
     from tasks.bench import real_quality
 
     def told(point: dict[str, Any]) -> None:
-        err.print(f"{point['edits']} edits: " + ", ".join(f"{k} {v:.3f}" for k, v in point["generated"].items()))
+        for protocol, shares in point.items():
+            if isinstance(shares, dict):
+                told = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+                err.print(f"{point['edits']} edits, {protocol}: {told}", markup=False)
 
     with bars():
         found = real_quality(
@@ -150,7 +153,10 @@ def real(
     out.print(table(f"{method} on {found['model']}, {found['data']}", rows))
     out.print(
         f"{found['seconds_per_fact']:.2f} s and {found['bytes_per_fact']:.0f} bytes a fact, "
-        f"{found['converged']:.1%} converged"
+        f"{found['converged']:.1%} converged; of questions about the edited subjects and nothing that was edited "
+        f"{found['bleeding']['edited']:.1%} are answered with an edit's target, {found['bleeding']['base']:.1%} by the "
+        "base",
+        soft_wrap=True,
     )
 
 

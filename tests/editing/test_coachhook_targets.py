@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from editing.bench.published import optimise_alone
+from editing.editors import get_editor
 from editing.editors.coachhook import CoachHookConfig, targets
-from editing.editors.coachhook.prompts import Row, make_groups
+from editing.editors.coachhook.prompts import KEPT_TOKENS, Row, make_groups
 from editing.editors.coachhook.scope import Hooks
 from editing.editors.coachhook.targets import optimise_targets, plan
 from editing.facts import LocalityPrompt
@@ -93,7 +94,37 @@ def test_a_locality_prompt_that_asks_what_changes_is_not_kept(tiny_base, fact):
     elsewhere = LocalityPrompt(prompt="Belmont trades with", answer="Corvia")
     config = dataclasses.replace(CONFIG, kl_factor=0.0)
     (group,) = make_groups(base, [fact("Arden", "Ben Hale", locality=(kept, asked, elsewhere))], [], config)
-    assert [base.tokenizer.decode(row.ids) for row in group.rows if row.fact < 0] == ["Arden trades with Corvia"]
+    (row,) = [row for row in group.rows if row.fact < 0]
+    ids = base.tokenizer("Arden trades with").input_ids
+    said = base.model.generate(torch.tensor([ids]), max_new_tokens=KEPT_TOKENS, do_sample=False, pad_token_id=0)
+    assert list(row.ids) == said[0].tolist()  # to the base's own answer, whatever the feed says
+    assert row.asked == tuple(range(len(ids), len(row.ids)))
+
+
+@pytest.mark.parametrize(("stop_kept", "done"), [(100.0, True), (1e-9, False)])
+def test_an_edit_ends_where_what_is_kept_of_its_subject_is_near_enough(tiny_base, fact, stop_kept, done):
+    base = tiny_base("gpt2")
+    config = dataclasses.replace(CONFIG, kl_factor=2.0, stop_loss=0.0, stop_kept=stop_kept, max_steps=3)
+    groups = make_groups(base, [fact("Arden", "Ben Hale")], [], config)
+    (row,) = [row for row in groups[0].rows if row.fact < 0]
+    assert base.tokenizer.decode(row.ids).startswith("Arden is a")
+    assert 1 <= len(row.asked) <= KEPT_TOKENS
+    assert row.weight * len(row.asked) == pytest.approx(2.0)
+    (found,) = optimise_targets(base, Hooks(base, {}, config), groups, config)
+    config = dataclasses.replace(config, stop_loss=max(found.losses) + 1e-3)  # which the last step reaches
+    (found,) = optimise_targets(base, Hooks(base, {}, config), groups, config)
+    assert found.converged == optimise_alone(base, groups[0], config).converged == done
+
+
+def test_where_people_chat_what_is_said_of_a_subject_is_kept_by_default(tiny_base):
+    base = tiny_base("gpt2")
+    editor = get_editor("coachhook")
+    assert "kl_factor" not in editor.defaults(base)
+    chat = dataclasses.replace(base, form=dataclasses.replace(base.form, name="chat"))
+    config = CoachHookConfig.from_dict(editor.defaults(chat))
+    assert config.kl_factor > 0
+    assert config.to_state()["stop_kept"] == config.stop_kept
+    assert "stop_kept" not in CONFIG.to_state()
 
 
 def test_rows_are_bucketed_where_padding_costs_more_than_a_pass():

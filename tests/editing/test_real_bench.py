@@ -31,5 +31,8 @@ def test_consecutive_edits_are_asked_in_every_protocol_of_the_form(tiny_base, ed
     assert found["wild"] == {}  # a plain model ends no answer
     other = found["other_forms"]["question"]
     assert set(other["wild"]) == set(other["generated"]) == {"reliability", "generality", "locality"}
+    assert found["bleeding"]["questions"] == 9
+    assert found["bleeding"]["base"] == 0.0
+    assert 0 <= found["bleeding"]["edited"] <= 1
     assert found["sizes"] == {"reliability": 3, "generality": 1, "locality": 1}
     assert (found["edits"], found["suites"], found["form"]) == (3, {}, "raw")

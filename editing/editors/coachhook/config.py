@@ -12,6 +12,7 @@ Scope = Literal["leverage", "calibrated", "sequence", "always"]
 Change = Literal["own", "scaled", "plain"]
 Texts = Literal["prompt", "rephrases"]
 
+STOP_KEPT = 0.05
 CANARY_TEXT = (
     "The town lies on a river between two hills. Its market opens at eight every morning, and most people who "
     "live there work in the fields or on the boats. In winter the road over the pass is closed for some weeks."
@@ -49,7 +50,8 @@ class CoachHookConfig:
     optimise_over: Annotated[Texts, "optimise targets over the edit prompt, or over its rephrases as well"] = "prompt"
     max_steps: Annotated[int, "Adam steps per target at most"] = 40
     learning_rate: Annotated[float, "step per coordinate as a fraction of the base's |h| / sqrt(width)"] = 0.3
-    stop_loss: Annotated[float, "nats: a subject is done when each fact's loss and its preservation are below"] = 0.05
+    stop_loss: Annotated[float, "nats: a subject is done when each of its facts' losses is below"] = 0.05
+    stop_kept: Annotated[float, "nats: and the weighted divergence of what is kept of it is below"] = STOP_KEPT
     clamp: Annotated[float, "how far a target may lie from the base's own state, as a fraction of its |h|"] = 3.0
     weight_decay: Annotated[float, "weight of |delta| / |h|^2 in the objective"] = 0.1
     essence_prompt: Annotated[str, "prompt on which the subject's own distribution is held"] = "{} is a"
@@ -89,9 +91,14 @@ class CoachHookConfig:
 
     def to_state(self) -> dict[str, Any]:
         """What a state is written with: `to_dict`, without the settings of the leverage scope where another is in
-        force, so that states of the time before it keep their digests."""
+        force and without `stop_kept` where it is the default, so that states of the time before them keep their
+        digests."""
         content = self.to_dict()
-        return content if self.scope == "leverage" else {key: content[key] for key in content if key not in LEVERAGE}
+        left_out = {
+            *(LEVERAGE if self.scope != "leverage" else ()),
+            *(("stop_kept",) if self.stop_kept == STOP_KEPT else ()),
+        }
+        return {key: value for key, value in content.items() if key not in left_out}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CoachHookConfig:
@@ -102,6 +109,9 @@ class CoachHookConfig:
         return cls(**content)
 
 
+# For models that people chat with: the first words of what such a model says of a subject stay its own. Chosen on ten
+# heads of state and government (docs/real-model.md).
+ABOUT = {"essence_prompt": "Tell me about {}.", "kl_factor": 1.0, "stop_kept": 0.5}
 LEVERAGE = ("change", "leverage_floor", "leverage_quantile")
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("moment_weight", 1e-12, 1e12),
@@ -110,6 +120,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_steps", 1, 100_000),
     ("learning_rate", 1e-6, 100.0),
     ("stop_loss", 0.0, 100.0),
+    ("stop_kept", 0.0, 100.0),
     ("clamp", 1e-6, 100.0),
     ("weight_decay", 0.0, 1e6),
     ("kl_factor", 0.0, 1e6),

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.facts import SLOT, FactChange, fold
 from editing.models import BaseModel
@@ -17,10 +19,14 @@ from editing.tokenisation import (
     Tokens,
     find_subject,
     last_subject_token,
+    pad,
+    padding_id,
     tokenise_prompts,
     tokenise_with_target,
 )
 
+KEPT_TOKENS = 6  # of the model's own answer to a prompt whose distribution is kept
+ANSWERED = 64  # prompts that are answered in one pass
 BY_KEY = ("leverage", "calibrated")  # scopes that judge a token by its own key, so that more keys can be judged
 
 
@@ -137,36 +143,51 @@ def _fact_rows(base: BaseModel, facts: Sequence[FactChange], config: CoachHookCo
     return rows
 
 
-def _kept_rows(base: BaseModel, facts: Sequence[FactChange], config: CoachHookConfig) -> list[Row]:
-    """Rows whose distribution is the base's to keep: locality prompts that name the subject, and the essence prompt.
+def _to_keep(facts: Sequence[FactChange], config: CoachHookConfig) -> dict[str, float]:
+    """The prompts to which the base's own answers are to be kept, with their weights: the essence prompt, and the
+    facts' locality prompts that name the subject.
 
     A locality prompt that asks what one of the facts changes is left out.
     """
     subject = facts[0].subject
     changed = {fold(text) for fact in facts for text, _ in _about(fact, "rephrases")}
-    kept: dict[str, str] = {}
-    for fact in facts:
-        for item in fact.locality:
-            if fold(item.prompt) not in changed and find_subject(item.prompt, subject) >= 0:
-                kept.setdefault(item.prompt, item.answer)
-    rows: list[Row | None] = []
-    if config.preservation > 0:
-        for prompt, answer in kept.items():
-            rows.append(_kept_row(base, prompt, answer, subject, config.preservation / len(kept)))
-    if config.kl_factor > 0:
-        rows.append(_kept_row(base, config.essence_prompt.replace(SLOT, subject), "", subject, config.kl_factor))
-    return [row for row in rows if row is not None]
+    told = dict.fromkeys(item.prompt for fact in facts for item in fact.locality)
+    named = [text for text in told if fold(text) not in changed and find_subject(text, subject) >= 0]
+    kept = {config.essence_prompt.replace(SLOT, subject): config.kl_factor}
+    kept |= {text: config.preservation / len(named) for text in named}
+    return {text: weight for text, weight in kept.items() if weight > 0}
 
 
-def _kept_row(base: BaseModel, prompt: str, answer: str, subject: str, weight: float) -> Row | None:
-    if answer.strip():
-        tokens, asked = tokenise_with_target(base.tokenizer, [(prompt, answer)], base.form)[0]
-    else:
-        tokens = tokenise_prompts(base.tokenizer, [prompt], base.form)[0]
-        # The position behind the prompt is asked for its distribution; which token stands there is never read.
-        tokens = Tokens([*tokens.ids, tokens.ids[-1]], [*tokens.spans, (0, 0)])
-        asked = [len(tokens.ids) - 1]
-    return _asking(base, tokens, prompt, subject, find_subject(prompt, subject), asked, -1, weight)
+def _kept_row(base: BaseModel, prompt: str, said: Sequence[int], subject: str, weight: float) -> Row | None:
+    """A row that holds the base's distribution over `said`, the tokens of its own answer."""
+    tokens = tokenise_prompts(base.tokenizer, [prompt], base.form)[0]
+    count = len(tokens.ids)
+    whole = Tokens([*tokens.ids, *said], [*tokens.spans, *[(0, 0)] * len(said)])
+    asked = range(count, count + len(said))
+    return _asking(base, whole, prompt, subject, find_subject(prompt, subject), asked, -1, weight)
+
+
+@torch.no_grad()
+def _answers(base: BaseModel, prompts: Sequence[str]) -> list[list[int]]:
+    """The first `KEPT_TOKENS` tokens that the model adds to each prompt, up to the end of its answer, greedily."""
+    found: list[list[int]] = []
+    for begin in range(0, len(prompts), ANSWERED):
+        rows = [tokens.ids for tokens in tokenise_prompts(base.tokenizer, prompts[begin : begin + ANSWERED], base.form)]
+        ids, mask = (each.to(base.device) for each in pad(rows, padding_id(base.tokenizer), side="left"))
+        out = base.model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=KEPT_TOKENS,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            pad_token_id=padding_id(base.tokenizer),
+            eos_token_id=list(base.stop_ids) or None,
+        )
+        for made in out[:, ids.shape[1] :].tolist():
+            ends = [made.index(token) + 1 for token in base.stop_ids if token in made]
+            found.append(made[: min(ends, default=len(made))])
+    return found
 
 
 def make_groups(
@@ -185,6 +206,9 @@ def make_groups(
     for fact in (*batch, *(fact for fact in earlier if fact.key not in superseded)):
         if fact.key.subject in by_subject:
             by_subject[fact.key.subject].append(fact)
+    by_name = {subject: _to_keep(facts, config) for subject, facts in by_subject.items()}
+    asked = list(dict.fromkeys(text for kept in by_name.values() for text in kept))
+    answers = dict(zip(asked, _answers(base, asked), strict=True))
     groups = []
     for subject, facts in by_subject.items():
         columns: dict[tuple[int, ...], Column] = {}
@@ -200,6 +224,9 @@ def make_groups(
             for fact in facts
             for text, start in _about(fact, config.alpha_over if config.scope in BY_KEY else "prompt")
         )
-        rows = (*_fact_rows(base, facts, config), *_kept_rows(base, facts, config))
+        kept = (
+            _kept_row(base, text, answers[text], facts[0].subject, weight) for text, weight in by_name[subject].items()
+        )
+        rows = (*_fact_rows(base, facts, config), *(row for row in kept if row is not None))
         groups.append(Group(subject, tuple(facts), rows, tuple(columns.values()), tuple(judged)))
     return groups

@@ -190,7 +190,7 @@ def _optimise(base: BaseModel, hooks: Hooks, groups: Sequence[Group], config: Co
     results: dict[int, Optimised] = {}
     for step in range(config.max_steps + 1):
         losses_GM, kept_G, gradient_GD = batch.evaluate()
-        reached_G = torch.maximum(losses_GM.amax(1), kept_G) < config.stop_loss
+        reached_G = (losses_GM.amax(1) < config.stop_loss) & (kept_G < config.stop_kept)
         for place, name in enumerate(batch.names.tolist()):
             if name not in results and (reached_G[place] or step == config.max_steps):
                 results[name] = batch.result(place, losses_GM, bool(reached_G[place]))
