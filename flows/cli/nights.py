@@ -66,14 +66,9 @@ def night_row(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def night_rows(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """`night_row` of each; several of one date are told apart by the beginnings of their keys, which `report` takes."""
-    dates = Counter(summary.get("night") for summary in summaries)
-    several = {date for date, count in dates.items() if count > 1}
-    return [
-        {**night_row(row), "night": f"{row['night']} {row['key'][:KEY_DIGITS]}"}
-        if row.get("night") in several
-        else night_row(row)
-        for row in summaries
-    ]
+    dates = Counter(summary["night"] for summary in summaries)
+    told = {row["key"]: f" {row['key'][:KEY_DIGITS]}" if dates[row["night"]] > 1 else "" for row in summaries}
+    return [{**night_row(row), "night": row["night"] + told[row["key"]]} for row in summaries]
 
 
 def night_told(summary: Mapping[str, Any]) -> str:

@@ -53,8 +53,9 @@ def edit_step(work: NightWork, position: int, before: str | None) -> str:
         batch = EditBatch(tuple(space.ledger.facts(step.fact_ids)))
         try:
             progress = reporter(f"batch {position + 1}: ")
-            # What is tried again goes out first: an edit on top of its own failed one would have both to overcome.
-            free = space.editor.retract(space.base, state, step.fact_ids, progress=progress) if step.again else state
+            # What did not take goes out first: an edit on top of it would have that to overcome as well.
+            failed = _failed_before(space, work, batch)
+            free = space.editor.retract(space.base, state, failed, progress=progress) if failed else state
             applied = space.editor.apply(space.base, free, batch, progress=progress, effort=step.effort)
             health = require_healthy(space.base, applied.state, applied.canaries, space.canary_limits)
         except EditRefusedError as error:
@@ -80,6 +81,12 @@ def edit_step(work: NightWork, position: int, before: str | None) -> str:
     )
     checkpoint("committed")
     return state.digest
+
+
+def _failed_before(space: Workspace, work: NightWork, batch: EditBatch) -> tuple[str, ...]:
+    """Ids of the facts that the champion holds and does not answer, and whose keys the batch edits."""
+    keys = {fact.key for fact in batch.facts}
+    return tuple(fact.fact_id for fact in space.ledger.facts(work.failed) if fact.key in keys)
 
 
 def edited(work: NightWork) -> bool:

@@ -53,8 +53,9 @@ class NightWork:
     champion's state (None: the base); `retract` pairs a retract change with the fact it takes back.
     `contradicting` pairs a fact that stays out, for what it says of another through an inverse relation,
     with the evidence. `again` are those of the batches' facts that the champion holds and does not answer: they are
-    tried once more, in batches of their own behind the others. Where the gate failed and a part of the facts stays
-    out, `left_out` names them and `origin` is the key of the night as it was planned.
+    tried once more, in batches of their own behind the others. `failed` are those that it holds and does not answer
+    whose keys the batches edit, `again` among them. Where the gate failed and a part of the facts stays out, `left_out`
+    names them and `origin` is the key of the night as it was planned.
     """
 
     key: str
@@ -68,6 +69,7 @@ class NightWork:
     nothing_to_retract: int
     contradicting: tuple[tuple[str, str], ...] = ()
     again: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
     origin: str | None = None
     left_out: tuple[str, ...] = ()
 
@@ -112,7 +114,7 @@ class NightWork:
         """The work that `to_dict` wrote."""
         batches = tuple(tuple(batch) for batch in content["batches"])
         pairs = {name: tuple((a, b) for a, b in content.get(name, ())) for name in ("retract", "contradicting")}
-        names = {name: tuple(content.get(name, ())) for name in ("known", "again", "left_out")}
+        names = {name: tuple(content.get(name, ())) for name in ("known", "again", "failed", "left_out")}
         return cls(**{**content, **names, **pairs, "batches": batches})
 
 
@@ -136,7 +138,8 @@ def plan_work(as_of: datetime, *, record: bool = True, only: Sequence[str] = ())
     decided = plan_night(space.ledger, as_of, parent, keys, inverse)
     known = _already_answered(space, decided.to_apply, parent)
     unknown = [fact for fact in decided.to_apply if fact.fact_id not in known]
-    again = [] if keys else _to_try_again(space, decided, parent)
+    failed = [(fact, tried) for fact, _, tried in not_learned_facts(space.ledger, parent)]
+    again = [] if keys else _to_try_again(space, decided, failed, parent)
     batches = tuple(
         tuple(fact.fact_id for fact in batch.facts)
         for facts in (unknown, again)
@@ -167,6 +170,7 @@ def plan_work(as_of: datetime, *, record: bool = True, only: Sequence[str] = ())
         nothing_to_retract=len(decided.nothing_to_retract),
         contradicting=tuple((item.fact.fact_id, evidence(space.ledger, item)) for item in decided.contradicting),
         again=retried,
+        failed=tuple(fact.fact_id for fact, _ in failed if fact.key in {each.key for each in (*unknown, *again)}),
     )
     path = space.night_folder(work.key) / PLAN_FILE
     if path.exists() and (earlier := NightWork.from_dict(read_json(path, StateError))).as_of == work.as_of:
@@ -184,17 +188,15 @@ def plan_work(as_of: datetime, *, record: bool = True, only: Sequence[str] = ())
     return work
 
 
-def _to_try_again(space: Workspace, decided: NightPlan, parent: str | None) -> list[FactChange]:
-    """The facts that the champion holds and does not answer, as often as the settings let each be edited.
+def _to_try_again(
+    space: Workspace, decided: NightPlan, failed: Sequence[tuple[FactChange, int]], parent: str | None
+) -> list[FactChange]:
+    """Those of the `failed` facts, each with how often it was edited in vain, that the settings let be edited again.
 
     What tonight replaces or takes back is not among them.
     """
     decided_on = {fact.key for fact in decided.to_apply} | {item.fact.key for item in decided.retract}
-    facts = [
-        fact
-        for fact, _, tried in not_learned_facts(space.ledger, parent)
-        if tried < space.settings.editor.tries and fact.key not in decided_on
-    ]
+    facts = [fact for fact, tried in failed if tried < space.settings.editor.tries and fact.key not in decided_on]
     known = _already_answered(space, facts, parent)
     return sorted((fact for fact in facts if fact.fact_id not in known), key=precedence)
 

@@ -64,8 +64,18 @@ def test_init_writes_once(errata, tmp_path):
 
 
 def test_facts_that_wait_for_their_date_are_in_the_nights_row_and_sentence():
-    fields = {"suites": {}, "facts": 0, "applied": 0, "retracted": 0, "quarantined": 0}
-    headings = [str(column.header) for column in nights_table("Nights", [fields, fields | {"waiting": 2}]).columns]
+    fields = {
+        "night": "2018-01-01",
+        "key": "0a1b2c3d",
+        "suites": {},
+        "facts": 0,
+        "applied": 0,
+        "retracted": 0,
+        "quarantined": 0,
+    }
+    headings = [
+        str(column.header) for column in nights_table("Nights", [fields, fields | {"key": "4e", "waiting": 2}]).columns
+    ]
     assert "wait-\ning" in headings
     assert "wait-\ning" not in [str(column.header) for column in nights_table("Nights", [fields]).columns]
     assert night_told(fields | {"waiting": 2}) == "0 changes, nothing to edit, 2 waiting"
