@@ -1,5 +1,5 @@
 # The project's vocabulary. `make night` on a fresh machine needs Python 3.11 or newer and nothing else.
-.PHONY: help setup shell night real smollm2 test slow processors ui check format clean
+.PHONY: help setup shell night real smollm2 test slow speed processors ui check format clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -43,6 +43,8 @@ test: $(READY)  ## run the tests
 
 slow: $(READY)  ## run the tests that take minutes each
 	$(TEST) -m slow
+
+speed: $(READY)  ## run the tests of ratios of times, one at a time, on a quiet machine
 	$(BIN)/python -m pytest -m speed
 
 processors: $(READY)  ## run the tests with a model as other processors round, with one thread and two
