@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from editing.bench.published import optimise_alone
-from editing.editors import get_editor
 from editing.editors.coachhook import CoachHookConfig, targets
 from editing.editors.coachhook.prompts import KEPT_TOKENS, Row, make_groups
 from editing.editors.coachhook.scope import Hooks
@@ -116,15 +115,9 @@ def test_an_edit_ends_where_what_is_kept_of_its_subject_is_near_enough(tiny_base
     assert found.converged == optimise_alone(base, groups[0], config).converged == done
 
 
-def test_where_people_chat_what_is_said_of_a_subject_is_kept_by_default(tiny_base):
-    base = tiny_base("gpt2")
-    editor = get_editor("coachhook")
-    assert "kl_factor" not in editor.defaults(base)
-    chat = dataclasses.replace(base, form=dataclasses.replace(base.form, name="chat"))
-    config = CoachHookConfig.from_dict(editor.defaults(chat))
-    assert config.kl_factor > 0
-    assert config.to_state()["stop_kept"] == config.stop_kept
+def test_a_state_of_the_time_before_stop_kept_keeps_its_digest():
     assert "stop_kept" not in CONFIG.to_state()
+    assert dataclasses.replace(CONFIG, stop_kept=0.5).to_state()["stop_kept"] == 0.5
 
 
 def test_rows_are_bucketed_where_padding_costs_more_than_a_pass():

@@ -109,9 +109,6 @@ class CoachHookConfig:
         return cls(**content)
 
 
-# For models that people chat with: the first words of what such a model says of a subject stay its own. Chosen on ten
-# heads of state and government (docs/real-model.md).
-ABOUT = {"essence_prompt": "Tell me about {}.", "kl_factor": 1.0, "stop_kept": 0.5}
 LEVERAGE = ("change", "leverage_floor", "leverage_quantile")
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("moment_weight", 1e-12, 1e12),

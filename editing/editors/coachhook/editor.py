@@ -28,7 +28,7 @@ from editing.editors.base import (
     continuation_from,
 )
 from editing.editors.coachhook import artifact, reading
-from editing.editors.coachhook.config import ABOUT, CoachHookConfig
+from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.explain import explain
 from editing.editors.coachhook.leverage import LeverageGate
 from editing.editors.coachhook.presets import preset_layers
@@ -62,11 +62,10 @@ class CoachHook:
 
     def defaults(self, base: BaseModel) -> dict[str, Any]:
         """The layers to edit: those of the papers for the models that they edit, else by relative depth; none where
-        the architecture is unknown. Where users chat with the model, what it says of a subject is kept as well."""
-        kept = ABOUT if base.form.name == "chat" else {}
+        the architecture is unknown."""
         if base.architecture is None:
-            return {**kept}
-        return {**kept, "layers": list(preset_layers(base.architecture.model_type, len(base.blocks)))}
+            return {}
+        return {"layers": list(preset_layers(base.architecture.model_type, len(base.blocks)))}
 
     def statistics_layers(self, config: CoachHookConfig | Mapping[str, Any]) -> tuple[int, ...]:
         """The edited layers. Raises `ConfigError` when the config names none."""
