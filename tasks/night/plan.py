@@ -35,14 +35,9 @@ class Step:
     effort: int = 1
 
     @property
-    def again(self) -> bool:
-        """Whether the state holds the facts already, and does not answer them."""
-        return self.effort > 1
-
-    @property
     def step_id(self) -> str:
         """SHA-256 (first 16 hex digits) of what is done."""
-        return _key([self.retracts, self.fact_ids, *([self.effort] if self.again else [])])
+        return _key([self.retracts, self.fact_ids, *([self.effort] if self.effort > 1 else [])])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +141,8 @@ def plan_work(as_of: datetime, *, record: bool = True, only: Sequence[str] = ())
         for batch in make_batches(facts, settings.batch_size)
     )
     retried = tuple(fact.fact_id for fact in again)
-    named = [retried] if retried else []
+    edited = {fact.key for fact in (*unknown, *again)}
+    gone = {item.fact.fact_id for item in decided.retract}  # by a step of their own, which may uncover an older fact
     retract = tuple((item.change.fact_id, item.fact.fact_id) for item in decided.retract)
     work = NightWork(
         key=_key(
@@ -157,7 +153,7 @@ def plan_work(as_of: datetime, *, record: bool = True, only: Sequence[str] = ())
                 settings.options,
                 batches,
                 retract,
-                *named,
+                *([retried] if retried else []),
             ]
         ),
         as_of=as_of.isoformat(),
@@ -170,7 +166,7 @@ def plan_work(as_of: datetime, *, record: bool = True, only: Sequence[str] = ())
         nothing_to_retract=len(decided.nothing_to_retract),
         contradicting=tuple((item.fact.fact_id, evidence(space.ledger, item)) for item in decided.contradicting),
         again=retried,
-        failed=tuple(fact.fact_id for fact, _ in failed if fact.key in {each.key for each in (*unknown, *again)}),
+        failed=tuple(fact.fact_id for fact, _ in failed if fact.key in edited and fact.fact_id not in gone),
     )
     path = space.night_folder(work.key) / PLAN_FILE
     if path.exists() and (earlier := NightWork.from_dict(read_json(path, StateError))).as_of == work.as_of:

@@ -11,6 +11,7 @@ import pytest
 from editing.almanac.world import MODEL
 from editing.errors import SuiteError
 from editing.evals.culprit import Cause, Ending
+from editing.facts import Operation
 from flows.night import NightConfig, night
 from tasks.ask import ask
 from tasks.errors import LedgerError
@@ -183,6 +184,18 @@ def test_a_fact_that_did_not_take_is_tried_again_as_often_as_the_settings_say(ho
     assert fact_history(space, degenerate.fact_id)["next"] == told["next"]
     row = night(NightConfig(as_of=FEBRUARY))
     assert (row.verdict, row.again, row.champion) == ("nothing to do", 0, 2)
+
+
+def test_what_a_fact_that_did_not_take_lay_upon_is_edited_where_it_is_taken_back(home, change, good, floors):
+    floors(mayors=0.5)
+    older = change("Farholt", "Dov Stern", "2018-01-02")
+    degenerate = change("Farholt", "zq xv zq xv zq", "2018-01-08")
+    _, row = run(*good, older, degenerate)
+    assert (row.champion, row.not_learned, row.superseded) == (1, 1, 1)
+    back = change("Farholt", degenerate.target, "2018-02-01", operation=Operation.RETRACT, target_old=None)
+    space, row = run(back, as_of=FEBRUARY)
+    assert (row.champion, row.retracted, row.applied, row.not_learned) == (2, 1, 1, 0)
+    assert ask(space, ["The mayor of Farholt is"]) == ["Dov Stern"]
 
 
 def test_a_contradiction_under_two_keys_goes_by_precedence(home, change, good, floors):
