@@ -16,7 +16,7 @@ from editing.bench.prompt_space import prompt_space
 from editing.bench.real import bench_real
 from editing.bench.recipe import ASKED, Crowd, bench_lifelong, bench_recipe, gated_configs
 from editing.bench.recipe_speed import measure_recipe_speed
-from editing.bench.replay import History
+from editing.bench.replay import History, spread
 from editing.bench.self_text import compare_corpora
 from editing.bench.statistics_speed import measure_statistics
 from editing.editors import get_editor
@@ -24,7 +24,6 @@ from editing.editors.base import EditState
 from editing.editors.recipe import RecipeConfig, RecipeEncoder, train_encoder
 from editing.editors.recipe.editor import encoder_folder
 from editing.editors.recipe.training import validate
-from editing.evals.probes import Probe
 from editing.facts import FactChange, Operation, fold, resolve_conflicts
 from editing.prompts import FormChoice, find_form
 from tasks.errors import FeedError
@@ -70,7 +69,7 @@ def crowd_of(feed: Path | None, edits: int) -> Crowd:
     """
     if feed is not None:
         facts = list(resolve_conflicts(read_feed(feed)).winners)[:edits]
-        return Crowd(facts=facts, kept=_spread(History(nights={facts[0].effective_at.date(): facts}).kept()))
+        return Crowd(facts=facts, kept=[*spread(History(nights={facts[0].effective_at.date(): facts}).kept(), ASKED)])
     world = load_world()
     facts = filling_facts(world, edits)
     told = {fact.key for fact in facts}
@@ -87,14 +86,9 @@ def crowd_of(feed: Path | None, edits: int) -> Crowd:
         kept=[
             probe
             for metric in ("locality", "same_subject")
-            for probe in _spread([probe for probe in kept if probe.metric == metric])
+            for probe in spread([probe for probe in kept if probe.metric == metric], ASKED)
         ],
     )
-
-
-def _spread(probes: list[Probe]) -> list[Probe]:
-    """At most `ASKED` of the probes, evenly spread."""
-    return probes[:: -(-len(probes) // ASKED)] if probes else []
 
 
 def recipe_quality(feed: Path | None, edits: int) -> dict[str, Any]:

@@ -30,8 +30,8 @@ from tasks.errors import TasksError
 CONFIG_NAME = "errata.toml"
 CONFIG_VARIABLE = "ERRATA_CONFIG"
 PREFIX = "ERRATA_"
-# Variables with the prefix that are no settings.
 DEPLOYED_VARIABLE = "ERRATA_DEPLOYED"  # what `errata deploy` gives its runs: settings, and which ledger and registry
+# Variables with the prefix that are no settings.
 RESERVED = frozenset({CONFIG_VARIABLE, DEPLOYED_VARIABLE, "ERRATA_DATA", "ERRATA_FAULT"})
 # Settings that may carry a password, and the variable of the worker's own that a deployed run then reads.
 SECRETS = {"ledger_url": "ERRATA_LEDGER_URL", "mlflow_tracking_uri": "MLFLOW_TRACKING_URI"}

@@ -15,8 +15,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import make_url
-
 from editing.almanac.world import MODEL
 from editing.editors import get_editor
 from editing.editors.base import EditState, Progress
@@ -31,7 +29,7 @@ from editing.statistics import SecondMoments
 from editing.storage import read_json
 from tasks.errors import without_password
 from tasks.ledger import Ledger, VersionRecord, identity_of
-from tasks.registry import Registry, RegistryError, Version
+from tasks.registry import Registry, RegistryError, Version, is_missing
 from tasks.settings import ALMANAC, Settings, SettingsError, deployment, load_settings
 from tasks.statistics import open_statistics
 
@@ -415,8 +413,7 @@ def _require_stores(space: Workspace, ledger: str, registry: str) -> None:
 
 
 def _registry_identity(space: Workspace) -> str | None:
-    place = make_url(space.settings.tracking_uri) if space.settings.tracking_uri.startswith("sqlite:") else None
-    if place is not None and not Path(str(place.database)).is_file():
+    if is_missing(space.settings.tracking_uri):
         return None
     with space.registry.answering():
         return space.registry.found_identity()

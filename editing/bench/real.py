@@ -22,7 +22,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from editing.bench.replay import EDITS, METRICS, History, asked_metrics, paired_suites
+from editing.bench.replay import EDITS, METRICS, History, asked_metrics, paired_suites, spread
 from editing.editors.base import Editor, EditState, FactOutcome, Progress
 from editing.errors import ConfigError
 from editing.evals.edits import Contradictions
@@ -143,7 +143,7 @@ def _bleeding(
 ) -> dict[str, float]:
     """The share of questions about the edited subjects that are about nothing that was edited (`ELSE_ASKED`, of at most
     `asked` facts) to which the answer tells the edit's target: of the edited model, and of the base."""
-    chosen = _spread(facts, asked)
+    chosen = spread(facts, asked)
     rows = [(text.replace(SLOT, fact.subject), fact.target) for fact in chosen for text in ELSE_ASKED]
 
     def told(edited: EditState | None) -> float:
@@ -152,11 +152,6 @@ def _bleeding(
         return sum(tells(text, target) for text, (_, target) in zip(said, rows, strict=True)) / len(rows)
 
     return {"edited": told(state), "base": told(None), "questions": len(rows)}
-
-
-def _spread(facts: Sequence[FactChange], asked: int) -> Sequence[FactChange]:
-    """At most `asked` of the facts, evenly spread."""
-    return facts[:: -(-len(facts) // asked)]
 
 
 def _converged(outcomes: Sequence[FactOutcome]) -> float:
@@ -168,7 +163,7 @@ def _probes(applied: Sequence[FactChange], asked: int) -> tuple[Probe, ...]:
 
     A rephrase or locality prompt that another applied fact answers otherwise is left out.
     """
-    chosen = _spread(applied, asked)
+    chosen = spread(applied, asked)
     in_force = Contradictions(applied)
     probes: dict[tuple[str, str], Probe] = {}
 

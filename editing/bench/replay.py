@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any
+from typing import Any, TypeVar
 
 from editing.editors.base import Editor, EditState, FactOutcome, Progress
 from editing.evals.compare import compare
@@ -30,6 +30,8 @@ from editing.statistics import SecondMoments
 EDITS = "edits"
 METRICS = ("reliability", "generality", "locality", "same_subject")
 MARGIN = 0.02  # of the paired tests against the base
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,11 @@ class History:
             for subject, prompt, answer in rows
         }
         return list(probes.values())
+
+
+def spread(items: Sequence[T], most: int) -> Sequence[T]:
+    """At most `most` of the items, evenly spread."""
+    return items[:: -(-len(items) // most)] if items else items
 
 
 def taught(applied: Iterable[AppliedFact]) -> list[Probe]:

@@ -118,8 +118,8 @@ def real(
     def told(point: dict[str, Any]) -> None:
         for protocol, shares in point.items():
             if isinstance(shares, dict):
-                told = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
-                err.print(f"{point['edits']} edits, {protocol}: {told}", markup=False)
+                figures = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+                err.print(f"{point['edits']} edits, {protocol}: {figures}", markup=False)
 
     with bars():
         found = real_quality(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from editing.lazily import lazily
 
 if TYPE_CHECKING:
     from editing.editors.coachhook.config import CoachHookConfig
@@ -11,20 +12,15 @@ if TYPE_CHECKING:
     from editing.editors.coachhook.scope import ScopeDecision
     from editing.editors.coachhook.state import CoachHookState
 
-# What the package has, imported when it is first asked for: the settings alone need no model library.
-_MODULES = {
-    "CoachHookConfig": "config",
-    "CoachHook": "editor",
-    "ScopeDecision": "scope",
-    "CoachHookState": "state",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
+__getattr__ = lazily(
+    __name__,
+    {
+        "CoachHookConfig": "config",
+        "CoachHook": "editor",
+        "ScopeDecision": "scope",
+        "CoachHookState": "state",
+    },
+)
 
 __all__ = [
     "CoachHook",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from editing.lazily import lazily
 
 if TYPE_CHECKING:
     from editing.editors.recipe.config import EncoderConfig, RecipeConfig, TrainingConfig
@@ -14,26 +15,21 @@ if TYPE_CHECKING:
     from editing.editors.recipe.state import RecipeState
     from editing.editors.recipe.training import train_encoder
 
-# What the package has, imported when it is first asked for: the settings alone need no model library.
-_MODULES = {
-    "EncoderConfig": "config",
-    "RecipeConfig": "config",
-    "TrainingConfig": "config",
-    "Recipe": "editor",
-    "RecipeEncoder": "encoder",
-    "MetaEdit": "meta",
-    "MetaSource": "meta",
-    "Lookup": "serving",
-    "RecipeState": "state",
-    "train_encoder": "training",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
+__getattr__ = lazily(
+    __name__,
+    {
+        "EncoderConfig": "config",
+        "RecipeConfig": "config",
+        "TrainingConfig": "config",
+        "Recipe": "editor",
+        "RecipeEncoder": "encoder",
+        "MetaEdit": "meta",
+        "MetaSource": "meta",
+        "Lookup": "serving",
+        "RecipeState": "state",
+        "train_encoder": "training",
+    },
+)
 
 __all__ = [
     "EncoderConfig",

@@ -213,8 +213,10 @@ class Repository:
 
     def naming(self, query_R: Tensor, text: str, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Of the rows that hold and whose subject `text` may name the best `k` at most: inner products and rows."""
-        rows_K = self._names.rows(text) if len(self) else np.empty(0, np.int64)
-        scores_K = self._exact(query_R.detach().float().cpu().numpy()[None], rows_K[None])[0] if len(rows_K) else rows_K
+        rows_K = self._names.rows(text)
+        if not len(rows_K):
+            return np.empty(0, np.float32), rows_K
+        scores_K = self._exact(query_R.detach().float().cpu().numpy()[None], rows_K[None])[0]
         best = np.argsort(-scores_K, kind="stable")[:k]
         return scores_K[best], rows_K[best]
 
