@@ -24,6 +24,7 @@ from editing.editors.base import EditState
 from editing.editors.recipe import RecipeConfig, RecipeEncoder, train_encoder
 from editing.editors.recipe.editor import encoder_folder
 from editing.editors.recipe.training import validate
+from editing.evals.report import content_digest
 from editing.facts import FactChange, Operation, fold, resolve_conflicts
 from editing.prompts import FormChoice, find_form
 from tasks.errors import FeedError
@@ -122,6 +123,8 @@ def real_quality(
 ) -> dict[str, Any]:
     """`bench_real` of the configured base on the first facts of a published file behind `skip`, one a subject.
 
+    The same call goes on where the last one was cut off.
+
     With `baselines` the same facts go through each of `BASELINES` as well, under `baselines` by name; in each of
     `forms` the last questions are asked once more.
     """
@@ -132,12 +135,15 @@ def real_quality(
 
     def measured() -> dict[str, Any]:
         space = open_workspace()
+        suites = [suite for suite in configured_suites(space.settings) if suite.name in ("mmlu", "gsm8k")]
+        start = space.start(reporter())
+        measured = [start.digest, space.options, batch, every, asked, [fact.fact_id for fact in facts]]
         found = bench_real(
             space.base,
             space.editor,
-            space.start(reporter()),
+            start,
             facts,
-            [suite for suite in configured_suites(space.settings) if suite.name in ("mmlu", "gsm8k")],
+            suites,
             batch_size=batch,
             every=every,
             asked=asked,
@@ -147,6 +153,8 @@ def real_quality(
             other_forms=[find_form(space.base.tokenizer, cast(FormChoice, form)) for form in forms],
             progress=reporter(),
             report=report,
+            kept=space.settings.cache / "bench" / content_digest(measured)[:16],
+            statistics=space.moments(reporter()),
         )
         return {**found, "options": space.options}
 

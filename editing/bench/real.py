@@ -15,16 +15,17 @@ In each protocol of `editing.evals.probes`; suites before and after, paired.
 from __future__ import annotations
 
 import resource
-import statistics
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from editing.bench.replay import EDITS, METRICS, History, asked_metrics, paired_suites, spread
-from editing.editors.base import Editor, EditState, FactOutcome, Progress
-from editing.errors import ConfigError
+from editing.editors.base import Editor, EditState, Progress
+from editing.errors import ConfigError, StateError
 from editing.evals.edits import Contradictions
 from editing.evals.lanes import Lanes
 from editing.evals.probes import GENERATED, TEACHER_FORCED, WILD, Probe, ProbeSuite, freeze
@@ -34,12 +35,15 @@ from editing.evals.suite import Suite, evaluate, stable_id
 from editing.facts import SLOT, EditBatch, FactChange
 from editing.models import BaseModel
 from editing.prompts import PromptForm
+from editing.statistics import SecondMoments
+from editing.storage import read_json, write_json
 from editing.templates import tells
 
 PROTOCOLS = (GENERATED, TEACHER_FORCED, WILD)
 # What an edit is not about, whatever its subject; CoachHooK's essence prompt is none of them.
 ELSE_ASKED = ("What is {} famous for?", "Why do people talk about {}?", "Where can I read more about {}?")
 ELSE_TOKENS = 24
+_PROGRESS = "progress.json"
 
 
 def bench_real(
@@ -58,11 +62,15 @@ def bench_real(
     other_forms: Sequence[PromptForm] = (),
     progress: Progress | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
+    kept: Path | None = None,
+    statistics: SecondMoments | None = None,
 ) -> dict[str, Any]:
     """The scores of `editor` on `facts` (one per key, in order), as plain JSON types.
 
     Every `every` edits at most `asked` facts are asked, and what they leave alone; `report` gets each point of the
-    curve as it comes. `size_of` tells a state's bytes. Returns the last point's shares by protocol (`generated`,
+    curve as it comes. `size_of` tells a state's bytes. In the folder `kept` each batch's state stays until the next, so
+    that a run that was cut off goes on there (with the `statistics` that the method edits with), and the folder goes
+    when the run ends. Returns the last point's shares by protocol (`generated`,
     `teacher_forced`, `wild`), `curve`, `seconds_per_fact` (of applying alone), `bytes_per_fact`, `peak_memory_bytes` of
     the process, `converged`, `bleeding` (see `_bleeding`), and `suites`: each metric before and after with its paired
     test. In each of `other_forms`
@@ -76,15 +84,16 @@ def bench_real(
     with open_scorer(base, batch_size=scoring_batch_size, cache=cache, lanes=lanes, progress=progress) as scorer:
         reference = evaluate(scorer, suites)
     first_bytes = size_of(state) if size_of else 0
-    outcomes: list[FactOutcome] = []
-    seconds: list[float] = []
-    points: list[dict[str, Any]] = []
-    for begin in range(0, len(facts), batch_size):
+    run = _Run(kept)
+    if (last_state := run.resumed(editor, base, statistics)) is not None:
+        state = last_state
+    for begin in range(run.edits, len(facts), batch_size):
         end = min(begin + batch_size, len(facts))
         started = time.perf_counter()
         applied = editor.apply(base, state, EditBatch(tuple(taught[begin:end])))
-        seconds.append((time.perf_counter() - started) / (end - begin))
-        state, outcomes = applied.state, [*outcomes, *applied.outcomes]
+        state = applied.state
+        run.seconds.append((time.perf_counter() - started) / (end - begin))
+        run.converged += sum(outcome.converged for outcome in applied.outcomes)
         if progress is not None:
             progress("edits", end, len(facts))
         last = end == len(facts)
@@ -95,19 +104,22 @@ def bench_real(
                 base, state, batch_size=scoring_batch_size, cache=cache, lanes=lanes, progress=progress
             ) as scorer:
                 found = evaluate(scorer, [suite, *(suites if last else ())])
-            points.append({"edits": end, "converged": _converged(outcomes), **_shares(found)})
+            run.points.append({"edits": end, "converged": run.converged / end, **_shares(found)})
             if last:
                 bleeding = _bleeding(base, state, facts, asked, scoring_batch_size)
                 carried = {form.name: _in_form(base, state, form, probes, scoring_batch_size) for form in other_forms}
             if report is not None:
-                report(points[-1])
+                report(run.points[-1])
+        if not last:
+            run.keep(editor, state, end)
+    run.end()
     return {
-        **{protocol: points[-1].get(protocol, {}) for protocol in PROTOCOLS},
-        "curve": points,
+        **{protocol: run.points[-1].get(protocol, {}) for protocol in PROTOCOLS},
+        "curve": run.points,
         "edits": len(facts),
         "batch_size": batch_size,
-        "converged": _converged(outcomes),
-        "seconds_per_fact": statistics.fmean(seconds),
+        "converged": run.converged / len(facts),
+        "seconds_per_fact": fmean(run.seconds),
         "bytes_per_fact": (size_of(state) - first_bytes) / len(facts) if size_of else None,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "bleeding": bleeding,
@@ -119,6 +131,42 @@ def bench_real(
         "model": base.model_id,
         "packages": dict(reference.packages),
     }
+
+
+class _Run:
+    """How far a run came, in `folder`: the state after the last batch and what was found until then."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self.edits = 0
+        self.converged = 0
+        self.seconds: list[float] = []  # a fact, by batch
+        self.points: list[dict[str, Any]] = []
+
+    def resumed(self, editor: Editor[Any], base: BaseModel, statistics: SecondMoments | None) -> EditState | None:
+        """The state to go on from; None where nothing was kept. Raises `StateError` for one that is damaged."""
+        if self._folder is None or not (path := self._folder / _PROGRESS).exists():
+            return None
+        found = read_json(path, StateError)
+        self.edits, self.converged = found["edits"], found["converged"]
+        self.seconds, self.points = found["seconds"], found["points"]
+        state: EditState = editor.load(self._folder / str(self.edits), base, statistics)
+        return state
+
+    def keep(self, editor: Editor[Any], state: EditState, edits: int) -> None:
+        if self._folder is None:
+            return
+        before, self.edits = self._folder / str(self.edits), edits
+        folder = self._folder / str(edits)
+        shutil.rmtree(folder, ignore_errors=True)  # half of one, where a run was cut off
+        editor.save(state, folder)
+        found = {"edits": edits, "converged": self.converged, "seconds": self.seconds, "points": self.points}
+        write_json(self._folder / _PROGRESS, found)
+        shutil.rmtree(before, ignore_errors=True)
+
+    def end(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _frozen(base: BaseModel, probes: tuple[Probe, ...], **opening: Any) -> ProbeSuite:
@@ -152,10 +200,6 @@ def _bleeding(
         return sum(tells(text, target) for text, (_, target) in zip(said, rows, strict=True)) / len(rows)
 
     return {"edited": told(state), "base": told(None), "questions": len(rows)}
-
-
-def _converged(outcomes: Sequence[FactOutcome]) -> float:
-    return sum(outcome.converged for outcome in outcomes) / len(outcomes)
 
 
 def _probes(applied: Sequence[FactChange], asked: int) -> tuple[Probe, ...]:

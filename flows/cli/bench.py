@@ -109,7 +109,7 @@ def real(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a method on consecutive edits of the configured model, in every protocol.
+    """Score a method on consecutive edits of the configured model, in every protocol; goes on where it was cut off.
 
     Example: `errata bench real --data counterfact.json --method recipe --edits 1000 --json`
     """

@@ -37,7 +37,7 @@ ROWS = 10_000
 
 @pytest.fixture
 def recipe(home, monkeypatch, tmp_path):
-    """A workspace that edits with RECIPE: the best row always answers, by an encoder that was never trained, every night
+    """A workspace that edits with RECIPE: the best row always answers, by an encoder never trained, every night
     is promoted, and every fact counts as learned: which of them are hangs on the rounding of the processor."""
     base = open_workspace().base
     shape = EncoderConfig(backbone_config=BACKBONE, width=256, max_length=48)
