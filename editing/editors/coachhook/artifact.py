@@ -104,4 +104,5 @@ def _rebuild(content: dict[str, Any], tensors: dict[str, Any], statistics: Secon
         statistics=statistics,
         gate=LeverageGate.rebuild(content["gate"], tensors) if "gate" in content else None,
         form=form_of(base),
+        reader_digest=content.get("reader_digest"),
     )

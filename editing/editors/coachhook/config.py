@@ -12,7 +12,7 @@ Scope = Literal["leverage", "calibrated", "sequence", "always"]
 Change = Literal["own", "scaled", "plain"]
 Texts = Literal["prompt", "rephrases"]
 
-STOP_KEPT = 0.05
+STOP_KEPT, ALIKE = 0.05, 0.2
 CANARY_TEXT = (
     "The town lies on a river between two hills. Its market opens at eight every morning, and most people who "
     "live there work in the fields or on the boats. In winter the road over the pass is closed for some weeks."
@@ -39,6 +39,12 @@ class CoachHookConfig:
     ] = "own"
     leverage_floor: Annotated[float, "least threshold of the leverage scope, as a share of the edited key's own"] = 0.5
     leverage_quantile: Annotated[float, "share of background keys that a threshold must keep out"] = 0.999
+    reader: Annotated[
+        str,
+        "a sentence encoder (a folder, an installed package or a hub id) that keeps an edit to questions that ask what "
+        "was edited; empty: every question about the subject takes it",
+    ] = ""
+    alike: Annotated[float, "least likeness, as a cosine, of such a question to the edit's own"] = ALIKE
     accumulate: Annotated[bool, "add each batch's keys to the second moment; without it, sequential MEMIT"] = True
     moment_weight: Annotated[float, "lambda, the weight of C0 against edited keys; the paper: 15000-20000"] = 50.0
     moment_ridge: Annotated[
@@ -81,6 +87,10 @@ class CoachHookConfig:
         for name, low, high in _RANGES:
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} {getattr(self, name)} is outside {low} to {high}")
+        if self.reader and self.scope != "leverage":
+            raise ConfigError(
+                f"reader needs the scope leverage, which knows whose edit a token takes; scope is {self.scope!r}"
+            )
         if self.essence_prompt.count("{}") != 1:
             raise ConfigError(f"essence_prompt {self.essence_prompt!r} must have exactly one {{}} for the subject")
 
@@ -91,12 +101,13 @@ class CoachHookConfig:
 
     def to_state(self) -> dict[str, Any]:
         """What a state is written with: `to_dict`, without the settings of the leverage scope where another is in
-        force and without `stop_kept` where it is the default, so that states of the time before them keep their
-        digests."""
+        force, without `stop_kept` where it is the default and without the reader's where there is none, so that states
+        of the time before them keep their digests."""
         content = self.to_dict()
         left_out = {
             *(LEVERAGE if self.scope != "leverage" else ()),
             *(("stop_kept",) if self.stop_kept == STOP_KEPT else ()),
+            *(("reader", "alike") if not self.reader else ()),
         }
         return {key: value for key, value in content.items() if key not in left_out}
 
@@ -124,6 +135,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("preservation", 0.0, 1e6),
     ("leverage_floor", 1e-6, 0.95),
     ("leverage_quantile", 0.0, 1.0),
+    ("alike", -1.0, 1.0),
     ("background_quantile", 0.0, 1.0),
     ("alpha_weight", 0.0, 1.0),
     ("alpha_margin", 0.0, 0.5),

@@ -28,6 +28,7 @@ from editing.editors.base import (
     continuation_from,
 )
 from editing.editors.coachhook import artifact, reading
+from editing.editors.coachhook.asked import open_reader
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.explain import explain
 from editing.editors.coachhook.leverage import LeverageGate
@@ -80,7 +81,7 @@ class CoachHook:
         """The state before the first batch: the hook's weights are the base's, `C = lambda C0`.
 
         Raises `StatisticsError` when the statistics do not serve this base and these layers, and
-        `ConfigError` or `ModelError` when the config does not.
+        `ConfigError` or `ModelError` when the config does not, or `StateError` when its reader is not found.
         """
         if not isinstance(config, CoachHookConfig):
             config = CoachHookConfig.from_dict(config)
@@ -111,6 +112,7 @@ class CoachHook:
             statistics=statistics,
             gate=LeverageGate.empty(layers[config.layers[0]].weight.shape[1]) if config.scope == "leverage" else None,
             form=base.form,
+            reader_digest=open_reader(config.reader, base.model_id).digest if config.reader else None,
         )
 
     def apply(
@@ -290,7 +292,7 @@ def _extend(
         wanted_ND = torch.cat([target.values for target in targets]).to(base.device)
         if gate is not None:
             gate = _extended_gate(base, state, gate, groups, texts, read)
-            hooks.guard(gate)
+            hooks.guard(gate, (*state.facts, *facts))
         else:
             hooks.open()
         for done, layer in enumerate(config.layers):

@@ -1,19 +1,19 @@
 """From a batch's facts to the token rows of its targets: one group for each subject.
 
 Facts of a subject meet in its lookup token, so they share one delta: tonight's facts and those of
-earlier batches that still hold. The subject's locality prompts and essence prompt come along, with
-the distribution of the base model as what to keep.
+earlier batches that still hold. The locality prompts that name the subject, of whatever fact, and its essence prompt
+come along, with the distribution of the base model as what to keep.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from editing.editors.coachhook.config import CoachHookConfig
-from editing.facts import SLOT, FactChange, fold
+from editing.facts import SLOT, FactChange, LocalityPrompt, fold
 from editing.models import BaseModel
 from editing.tokenisation import (
     Tokens,
@@ -143,16 +143,25 @@ def _fact_rows(base: BaseModel, facts: Sequence[FactChange], config: CoachHookCo
     return rows
 
 
-def _to_keep(facts: Sequence[FactChange], config: CoachHookConfig) -> dict[str, float]:
-    """The prompts to which the base's own answers are to be kept, with their weights: the essence prompt, and the
-    facts' locality prompts that name the subject.
+def _to_keep(
+    facts: Sequence[FactChange], told: Mapping[LocalityPrompt, str], config: CoachHookConfig
+) -> dict[str, float]:
+    """The prompts to which the base's own answers are to be kept, with their weights: the essence prompt, and those of
+    the locality prompts `told` (each with its folded text) that name the subject, whichever fact they came with.
 
-    A locality prompt that asks what one of the facts changes is left out.
+    Left out is a locality prompt that asks what one of the facts changes, or expects what one of them replaces.
     """
-    subject = facts[0].subject
+    subject, folded = facts[0].subject, facts[0].key.subject
     changed = {fold(text) for fact in facts for text, _ in _about(fact, "rephrases")}
-    told = dict.fromkeys(item.prompt for fact in facts for item in fact.locality)
-    named = [text for text in told if fold(text) not in changed and find_subject(text, subject) >= 0]
+    replaced = {fold(fact.target_old) for fact in facts if fact.target_old is not None}
+    named = {
+        item.prompt: None
+        for item, text in told.items()
+        if folded in text
+        and text not in changed
+        and fold(item.answer) not in replaced
+        and find_subject(item.prompt, subject) >= 0
+    }
     kept = {config.essence_prompt.replace(SLOT, subject): config.kl_factor}
     kept |= {text: config.preservation / len(named) for text in named}
     return {text: weight for text, weight in kept.items() if weight > 0}
@@ -206,7 +215,8 @@ def make_groups(
     for fact in (*batch, *(fact for fact in earlier if fact.key not in superseded)):
         if fact.key.subject in by_subject:
             by_subject[fact.key.subject].append(fact)
-    by_name = {subject: _to_keep(facts, config) for subject, facts in by_subject.items()}
+    told = {item: fold(item.prompt) for fact in (*batch, *earlier) for item in fact.locality}
+    by_name = {subject: _to_keep(facts, told, config) for subject, facts in by_subject.items()}
     asked = list(dict.fromkeys(text for kept in by_name.values() for text in kept))
     answers = dict(zip(asked, _answers(base, asked), strict=True))
     groups = []

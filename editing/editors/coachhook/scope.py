@@ -5,7 +5,8 @@ others as the base computes them, bit for bit.
 The change at a token is `|(Wh - W0) k|`; a scope turns it into a score:
 
 - `leverage`: the share of an edited key in the token's own, over the key's threshold (`leverage`). It
-  is read at the first edited layer and holds for all of them; in scope is what scores 1 behind the name of its subject.
+  is read at the first edited layer and holds for all of them; in scope is what scores 1 behind the name of its subject,
+  where a reader (`asked`) finds nothing else asked of it.
 - `calibrated`: the change over its root mean square on background text. It depends on nothing
   but the token's own key.
 - `sequence`: the paper's z-score of the change along the sequence, over real tokens. Tokens of
@@ -30,10 +31,12 @@ import torch
 from torch import Tensor, nn
 
 from editing.editors.base import claim, continuation_column, release
+from editing.editors.coachhook.asked import AskedFacts, open_reader
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.leverage import LeverageGate
 from editing.editors.coachhook.state import CoachHookState, LayerState
 from editing.errors import StateError
+from editing.facts import FactChange
 from editing.models import BaseModel
 
 
@@ -125,14 +128,15 @@ class _Hook:
 
 @dataclass(slots=True)
 class _Row:
-    """What a row of the batch has been so far: its tokens (None where they are not known), and the subjects whose
-    edits it has taken."""
+    """What a row of the batch has been so far: its tokens (None where they are not known), the subjects whose
+    edits it has taken, and how many of its tokens are the prompt."""
 
     ids: list[int] | None
     taken: set[str]
+    prompt: int = 0
 
     def copy(self) -> _Row:
-        return _Row(None if self.ids is None else [*self.ids], {*self.taken})
+        return _Row(None if self.ids is None else [*self.ids], {*self.taken}, self.prompt)
 
 
 class Hooks:
@@ -151,10 +155,17 @@ class Hooks:
         *,
         gate: LeverageGate | None = None,
         solved_texts: Sequence[str] = (),
+        facts: Sequence[FactChange] = (),
+        reader_digest: str | None = None,
         within: bool = False,
     ) -> None:
         self._base = base
         self._within = within
+        self._config = config
+        self._reader = open_reader(config.reader, base.model_id) if config.reader else None
+        if self._reader is not None and reader_digest is not None:
+            self._reader.require(reader_digest)
+        self._asked = self._asked_of(facts)
         self._scope, self._change = config.scope, config.change
         self._gate, self._first = gate, config.layers[0]
         self._read: tuple[Tensor, Tensor, Tensor] | None = None
@@ -190,6 +201,8 @@ class Hooks:
             decisions,
             gate=state.gate,
             solved_texts=state.solved_texts,
+            facts=state.facts,
+            reader_digest=state.reader_digest,
             within=within,
         )
 
@@ -204,11 +217,15 @@ class Hooks:
             hook.own = (owners_NF @ change_DF.T).to(weight.dtype)
         self._hooks[layer] = hook
 
-    def guard(self, gate: LeverageGate) -> None:
-        """Let this gate decide from now on. Until `put` gives a layer its own changes, a token gets its plain one."""
-        self._gate = gate
+    def guard(self, gate: LeverageGate, facts: Sequence[FactChange]) -> None:
+        """Let this gate, of the edits of these facts, decide from now on. Until `put` gives a layer its own changes, a
+        token gets its plain one."""
+        self._gate, self._asked = gate, self._asked_of(facts)
         for hook in self._hooks.values():
             hook.own = None
+
+    def _asked_of(self, facts: Sequence[FactChange]) -> AskedFacts | None:
+        return None if self._reader is None else AskedFacts(self._reader, self._config, facts)
 
     def open(self) -> None:
         """Let every token take the hooks' weights, until `put` gates a layer again."""
@@ -291,9 +308,9 @@ class Hooks:
     def _judge(self, gate: LeverageGate, keys_BTF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each token's score, the edited key that it is taken for, and whether it is in scope, all `[B, T]`.
 
-        In scope are the real tokens whose key is that of a subject which the text has named; of an answer those alone
-        whose subject the row has not told before: an answer that says a name of its subject ("Bahmann" of a Bahmann)
-        is not to be edited in its middle.
+        In scope are the real tokens whose key is that of a subject which the text has named and, with a reader, of
+        which the prompt asks what was edited; of an answer those alone whose subject the row has not told before: an
+        answer that says a name of its subject ("Bahmann" of a Bahmann) is not to be edited in its middle.
         """
         scores_BT, rows_BT = gate.read(keys_BTF)
         fired_BT = scores_BT >= 1.0
@@ -314,10 +331,23 @@ class Hooks:
                     continue
                 scores_BT[index, place], rows_BT[index, place] = told
             subject = gate.subjects[int(rows_BT[index, place])]
+            question = self._question(row, index, begins_B[index])
+            if self._asked is not None and question is not None and not self._asked.asks(question, subject):
+                fired_BT[index, place] = False
+                continue
             if subject in row.taken and place >= begins_B[index]:
                 fired_BT[index, place] = False
             row.taken.add(subject)
         return scores_BT, rows_BT, fired_BT
+
+    def _question(self, row: _Row, index: int, begins: int) -> str | None:
+        """What a row's prompt asks, without the form that it stands in; None where its tokens are not known."""
+        if self._asked is None or row.ids is None or self._real_BT is None:
+            return None
+        if not self._cached:
+            row.prompt = int(self._real_BT[index, :begins].sum())
+        text = str(self._base.tokenizer.decode(row.ids[: row.prompt]))
+        return self._base.form.asked(text)
 
     def _text(self, index: int, place: int) -> str | None:
         """The text of a row up to a column of this pass; None where its tokens are not known (embeddings came)."""

