@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from editing.errors import StateError
+from editing.facts import SLOT
 from editing.model_ids import SENTENCE_BACKBONE
 from editing.models.loading import tokenizer_digest
 from editing.passes import passes_by_length, side_by_side
@@ -29,6 +31,35 @@ from editing.tokenisation import pad, padding_id, tokenise
 LONGEST = 128  # tokens of a text that are read; of a longer one, the last
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ANYTHING = "it"  # stands for a subject where only the words of the relation are to count
+MANY_KINDS = (
+    "Who is {}?",
+    "What is {}?",
+    "Where is {}?",
+    "When was {} born?",
+    "When was {} made?",
+    "Who made {}?",
+    "What does {} do?",
+    "What is the name of {}?",
+    "Which country is {} from?",
+    "What language does {} speak?",
+    "How old is {}?",
+    "How many people work at {}?",
+    "Who owns {}?",
+    "Who leads {}?",
+    "What is {} famous for?",
+    "What did {} write?",
+    "Where did {} study?",
+    "What is the capital of {}?",
+    "Who is the father of {}?",
+    "Which team does {} play for?",
+    "How big is {}?",
+    "Why is {} important?",
+    "Tell me about {}.",
+    "{} is a",
+    "{} was born in",
+    "{} works for",
+    "{} is located in",
+)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
 
 
@@ -51,6 +82,7 @@ class SentenceModel(nn.Module):
         """
         return cls(name, *open_backbone(name, beside))
 
+    @torch.no_grad()
     def represent(self, texts: Sequence[str]) -> Tensor:
         """Representations `[N, R]` of texts, of unit length; texts of like length share a pass."""
         device = self.backbone.device
@@ -69,6 +101,15 @@ class SentenceModel(nn.Module):
             return torch.zeros(0, int(self.backbone.config.hidden_size), device=device)
         order = torch.tensor([row for chunk in chunks for row in chunk])
         return torch.cat(parts)[order.argsort().to(device)]
+
+    def represent_asked(self, texts: Sequence[str]) -> Tensor:
+        """Representations `[N, R]` of questions whose subject is taken out (`without_subject`), of unit length, less
+        the mean of those of questions of many kinds: what all questions share says nothing about what is asked."""
+        return nn.functional.normalize(self.represent(texts) - self._shared, dim=-1)
+
+    @cached_property
+    def _shared(self) -> Tensor:
+        return self.represent([text.replace(SLOT, ANYTHING) for text in MANY_KINDS]).mean(0)
 
     def _ids(self, ids: list[int]) -> list[int]:
         longest = min(LONGEST, getattr(self.backbone.config, "max_position_embeddings", LONGEST))

@@ -18,6 +18,7 @@ from editing.errors import ConfigError, StateError
 from editing.facts import EditBatch
 from editing.models import ARCHITECTURES
 from editing.prompts import PromptForm, find_form
+from editing.sentences import MANY_KINDS
 from editing.tokenisation import encode_prompts, encode_with_targets
 
 EDITOR = get_editor("recipe")
@@ -239,6 +240,35 @@ def test_settings_that_fit_what_there_is(tiny_base, sentence_encoder):
     assert type(trained).of_state(trained.to_state()) == trained
     with pytest.raises(ConfigError, match="needs a trained encoder"):
         RecipeConfig(gate="sentinel")
+
+
+def test_what_all_questions_share_says_nothing_of_what_is_asked(state_of, batches):
+    state, texts = state_of(), ["Who leads it?", "the mayor of it is"]
+    shared = state.encoder.query([text.replace("{}", "it") for text in MANY_KINDS]).mean(0)
+    wanted = torch.nn.functional.normalize(state.encoder.query(texts) - shared, dim=-1)
+    torch.testing.assert_close(state.encoder.represent_asked(texts), wanted)
+    text = "Who came before the mayor of Arden?"  # whose likeness is what the gate makes of it, by either option
+    fact = next(fact for fact in batches[0].facts if fact.subject == "Arden")
+    for relation, read in (("asked", state.encoder.represent_asked), ("plain", state.encoder.query)):
+        judged = dataclasses.replace(state, config=dataclasses.replace(state.config, relation=relation))
+        bare, own = read(["Who came before the mayor of it?", "The mayor of it"])
+        query, statement = state.encoder.query([text, f"{fact.question} {fact.target}"])
+        found = retrieve(judged, [text], 3)
+        place = [judged.repository.facts([row])[0].subject for row in found.rows[0].tolist()].index("Arden")
+        assert found.scores[0, place] == pytest.approx(float(query @ statement + bare @ own) / 2, abs=1e-5)
+
+
+def test_a_state_of_the_time_before_is_judged_as_it_was(state_of):
+    config = state_of().config
+    assert (config.relation, config.named_score) == ("asked", 0.4)
+    written = {**config.to_state(), "named_score": 0.45}
+    del written["relation"]
+    old = RecipeConfig.of_state(written)
+    assert (old.relation, old.to_state()) == ("plain", written)
+    assert RecipeConfig(relation="plain").named_score == 0.45
+    assert RecipeConfig(encoder="here").relation == "plain"
+    with pytest.raises(ConfigError, match="needs a sentence encoder as it comes"):
+        RecipeConfig(encoder="here", relation="asked")
 
 
 @pytest.mark.parametrize("before", ["Dov Stern leads nothing at all. ", "It rained on the old town\n", "他昨天来过。"])

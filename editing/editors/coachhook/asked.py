@@ -3,8 +3,7 @@
 The key of a subject's last token is the same in every question about the subject, so that by keys alone an edit of a
 country's head of state changes what is said of its capital as well. With the option `reader` a token in scope takes its
 edit only where what is asked, the subject taken out of it, is like what an edit of the subject asks. Both are compared
-by the cosine of their representations less the mean of those of questions of many kinds (`MANY_KINDS`), which share
-much that says nothing about what is asked. A question behind other sentences is read as a whole and by its last
+by the cosine of `SentenceModel.represent_asked`. A question behind other sentences is read as a whole and by its last
 sentence, and the better reading counts.
 
 It is the whole question that is read, so the decision about a token is of its prompt, and not of the text up to it
@@ -14,45 +13,14 @@ alone; a prompt that passes through the model in pieces is judged by its first.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache, cached_property
+from functools import cache
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.facts import SLOT, FactChange
 from editing.sentences import ANYTHING, SentenceModel, last_sentence, without_subject
 from editing.tokenisation import find_subject
-
-MANY_KINDS = (
-    "Who is {}?",
-    "What is {}?",
-    "Where is {}?",
-    "When was {} born?",
-    "When was {} made?",
-    "Who made {}?",
-    "What does {} do?",
-    "What is the name of {}?",
-    "Which country is {} from?",
-    "What language does {} speak?",
-    "How old is {}?",
-    "How many people work at {}?",
-    "Who owns {}?",
-    "Who leads {}?",
-    "What is {} famous for?",
-    "What did {} write?",
-    "Where did {} study?",
-    "What is the capital of {}?",
-    "Who is the father of {}?",
-    "Which team does {} play for?",
-    "How big is {}?",
-    "Why is {} important?",
-    "Tell me about {}.",
-    "{} is a",
-    "{} was born in",
-    "{} works for",
-    "{} is located in",
-)
 
 
 class Reader:
@@ -75,17 +43,11 @@ class Reader:
         """The cosine of two texts whose subject is taken out, less what questions of many kinds share."""
         return float(self._read(one) @ self._read(other))
 
-    @cached_property
-    @torch.no_grad()
-    def _shared(self) -> Tensor:
-        return self._model.represent([text.replace(SLOT, ANYTHING) for text in MANY_KINDS]).mean(0)
-
-    @torch.no_grad()
     def _read(self, text: str) -> Tensor:
         if text not in self._known:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            self._known[text] = nn.functional.normalize(self._model.represent([text])[0] - self._shared, dim=0)
+            (self._known[text],) = self._model.represent_asked([text])
         return self._known[text]
 
 

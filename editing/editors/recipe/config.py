@@ -10,6 +10,7 @@ from editing.errors import ConfigError
 from editing.model_ids import SENTENCE_BACKBONE
 
 Asked = Literal["prompt", "last_question"]
+Relation = Literal["auto", "asked", "plain"]
 Gate = Literal["auto", "sentinel", "subject", "fixed", "none"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
@@ -200,6 +201,8 @@ class TrainingConfig(_Settings):
 
 TUNING = ("tuning_steps", "tuning_rate")
 UNTRAINED = ("backbone", "prompt_tokens", "named_score", "unnamed_score")  # settings that came with day one
+NAMED = {"plain": 0.45, "asked": 0.4}  # by `relation`
+AUTO_SCORE = -2.0  # no mean of cosines is as low
 STEPS_BEHIND, RATE_BEHIND = 24, 0.15  # for prompts that begin with their target's own words
 STEPS_TRAINED, RATE_TRAINED = 10, 0.2
 
@@ -232,11 +235,16 @@ class RecipeConfig(_Settings):
         "when it reaches fixed_score, or always (none); auto: sentinel with a trained encoder, else subject",
     ] = "auto"
     fixed_score: Annotated[float, "the score that the fixed gate asks for"] = 0.0
+    relation: Annotated[
+        Relation,
+        "how the subject gate compares prompt and fact's question with the subject taken out of both: less what "
+        "questions of many kinds share (asked), or as they are (plain); auto: asked without a trained encoder",
+    ] = "auto"
     named_score: Annotated[
         float,
         "of the subject gate, for a row whose subject the prompt names: the mean of two cosines, that of prompt and "
-        "statement and that of prompt and fact's question with the subject taken out of both",
-    ] = 0.45
+        f"statement and that of `relation`; below -1: {NAMED['asked']}, or {NAMED['plain']} where relation is plain",
+    ] = AUTO_SCORE
     unnamed_score: Annotated[
         float, "of the subject gate, for a row whose subject the prompt does not name: the cosine to its statement"
     ] = 0.85
@@ -262,7 +270,10 @@ class RecipeConfig(_Settings):
         """What a state is written with: `to_dict`, without the settings that are newer than the kind of state and
         have no part in it, so that older states keep their digests. `of_state` is the inverse."""
         content, plain = self.to_dict(), {item.name: item.default for item in fields(self)}
+        plain["named_score"] = NAMED["plain"]
         newer = [] if self.backbone else [name for name in UNTRAINED if content[name] == plain[name]]
+        if self.relation == "plain":
+            newer.append("relation")
         if not self.tuning_steps:
             newer += TUNING
         return {name: content[name] for name in content if name not in newer}
@@ -270,7 +281,7 @@ class RecipeConfig(_Settings):
     @classmethod
     def of_state(cls, content: Mapping[str, Any]) -> Self:
         """The config that a state was written with. Raises `ConfigError` as `from_dict` does."""
-        return cls.from_dict({"tuning_steps": 0, "tuning_rate": RATE_TRAINED, **content})
+        return cls.from_dict({"relation": "plain", "tuning_steps": 0, "tuning_rate": RATE_TRAINED, **content})
 
     def __post_init__(self) -> None:
         if self.encoder and self.backbone:
@@ -282,15 +293,20 @@ class RecipeConfig(_Settings):
         for name, open_, fitting in (
             ("backbone", not self.backbone, "" if trained else SENTENCE_BACKBONE),
             ("gate", self.gate == "auto", "sentinel" if trained else "subject"),
+            ("relation", self.relation == "auto", "plain" if trained else "asked"),
             ("tuning_steps", self.tuning_steps < 0, STEPS_TRAINED if trained else STEPS_BEHIND),
             ("tuning_rate", self.tuning_rate < 0, RATE_TRAINED if trained else RATE_BEHIND),
         ):
             if open_:
                 object.__setattr__(self, name, fitting)
+        if self.named_score < -1.0:
+            object.__setattr__(self, "named_score", NAMED[self.relation])
+        if self.relation == "asked" and trained:
+            raise ConfigError("relation 'asked' needs a sentence encoder as it comes; leave it out with `encoder`")
         if self.gate == "sentinel" and not trained:
             raise ConfigError("gate 'sentinel' needs a trained encoder; use subject, fixed or none, or give an encoder")
         self._check(
-            {"asked": Asked, "gate": Gate},
+            {"asked": Asked, "gate": Gate, "relation": Relation},
             {
                 "fixed_score": (-1e9, 1e9),
                 "named_score": (-1e9, 1e9),

@@ -14,7 +14,7 @@ import torch
 from editing.editors.recipe.repository import Repository
 from editing.editors.recipe.state import RecipeState
 from editing.facts import SLOT
-from editing.sentences import ANYTHING, last_sentence, without_subject
+from editing.sentences import ANYTHING, SentenceModel, last_sentence, without_subject
 from editing.tokenisation import find_subject
 
 CONSIDERED = 32  # nearest rows of which the subject gate asks whether the question names their subject
@@ -65,8 +65,8 @@ def _by_subject(state: RecipeState, questions: Sequence[str], k: int) -> Found:
 
     A question about another subject shares the relation's words, and one about the subject's other relations shares
     the subject. So a row whose subject the question names is judged by the mean of its score and of how near the
-    question is to the fact's with the subject taken out of both, and has to reach `named_score`; any other row has to
-    reach `unnamed_score`, which only a near copy of its statement does.
+    question is to the fact's with the subject taken out of both (`relation`), and has to reach `named_score`; any other
+    row has to reach `unnamed_score`, which only a near copy of its statement does.
 
     A question of several sentences is read twice, as a whole and by its last alone, since what is said before a
     question moves its representation; the better reading counts.
@@ -113,11 +113,18 @@ def _judged(state: RecipeState, texts: Sequence[str], k: int) -> tuple[np.ndarra
         own = [facts[rows_BC[b, c]].prompt.replace(SLOT, ANYTHING) for b, c, _ in named]
         relations = sorted({*bare, *own})
         place = {text: index for index, text in enumerate(relations)}
-        queries_TR = state.encoder.query(relations)
+        queries_TR = _relations(state, relations)
         fit = (queries_TR[[place[text] for text in bare]] * queries_TR[[place[text] for text in own]]).sum(-1)
         for (b, c, _), near in zip(named, (fit / state.encoder.scale).tolist(), strict=True):
             judged_BC[b, c], named_BC[b, c] = (judged_BC[b, c] + near) / 2, True
     return rows_BC, judged_BC, named_BC
+
+
+def _relations(state: RecipeState, texts: Sequence[str]) -> torch.Tensor:
+    """Representations `[N, R]` of questions without their subjects, as the option `relation` compares them."""
+    if state.config.relation == "asked" and isinstance(state.encoder, SentenceModel):
+        return state.encoder.represent_asked(texts)
+    return state.encoder.query(texts)
 
 
 def _with_named(
