@@ -12,6 +12,7 @@ from typing import Any, cast
 from editing.almanac.filler import filling_facts, filling_stream
 from editing.almanac.history import almanac_history
 from editing.almanac.world import load_world
+from editing.bench.asked import bench_asked
 from editing.bench.prompt_space import prompt_space
 from editing.bench.real import bench_real
 from editing.bench.recipe import ASKED, Crowd, bench_lifelong, bench_recipe, gated_configs
@@ -21,6 +22,8 @@ from editing.bench.self_text import compare_corpora
 from editing.bench.statistics_speed import measure_statistics
 from editing.editors import get_editor
 from editing.editors.base import EditState
+from editing.editors.coachhook import CoachHookConfig
+from editing.editors.coachhook.asked import AskedFacts, open_reader
 from editing.editors.recipe import RecipeConfig, RecipeEncoder, train_encoder
 from editing.editors.recipe.editor import encoder_folder
 from editing.editors.recipe.training import validate
@@ -34,6 +37,7 @@ from tasks.plots import prompt_tokens
 from tasks.progress import reporter
 from tasks.recipe.plan import edit_source, plan_training
 from tasks.self_text import open_self_text
+from tasks.settings import SettingsError
 from tasks.statistics import open_corpus, read_texts
 from tasks.suites import configured_suites, suite_path, suite_sources
 from tasks.workspace import Workspace, method_in_force, open_workspace, options_in_force
@@ -166,6 +170,25 @@ def real_quality(
             with method_in_force("coachhook"), options_in_force(options):
                 found["baselines"][name] = measured()
     return found
+
+
+def asked_alone(data: str, facts: int, skip: int) -> dict[str, dict[str, float]]:
+    """`bench_asked` of the configured base's sentence encoder on the first facts of a published file behind `skip`."""
+    with method_in_force("recipe"):
+        space = open_workspace()
+        state = space.editor.start(space.base, space.options, None)
+        chosen = published_facts(space, data)[skip:][:facts]
+    if not chosen:
+        raise FeedError(f"{data} leaves no facts behind the first {skip}; lower --skip")
+    if not state.config.backbone:
+        raise SettingsError(
+            "editor.options names a trained encoder; take `encoder` out to measure the one it comes with"
+        )
+    with method_in_force("coachhook"):
+        options = {"layers": (0,), **open_workspace().options, "reader": state.config.backbone}
+    config = CoachHookConfig.from_dict(options)
+    asked = AskedFacts(open_reader(config.reader, space.base.model_id), config, chosen)
+    return bench_asked(space.base, state, asked, chosen)
 
 
 def published_facts(space: Workspace, data: str) -> list[FactChange]:

@@ -223,6 +223,35 @@ def self_text(
     out.print(table("Second moments against those of held-out real text", rows))
 
 
+@app.command()
+def asked(
+    data: Annotated[str, typer.Option(help="A published file of facts, or a configured suite.")],
+    facts: Annotated[int, typer.Option(min=1, help="Facts at most.")] = 200,
+    skip: Annotated[int, typer.Option(min=0, help="Facts of the file left out before them.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Tell which questions about an edited subject take its edit, by the sentence encoder alone; nothing is edited.
+
+    Of CoachHooK it is the option `reader` that is measured, whether it is set or not.
+
+    Example: `errata bench asked --data zsre.json --facts 1000`
+    """
+    from tasks.bench import asked_alone
+
+    with bars():
+        found = asked_alone(data, facts, skip)
+    if as_json:
+        print_json(found)
+        return
+    kinds = {"rephrases": "rephrases", "else_asked": "nothing edited", "other_facts": "other facts'"}
+    rows = [
+        {"method": method, **{title: f"{shares[kind]:.1%}" for kind, title in kinds.items() if kind in shares}}
+        | ({"locality prompts": f"{shares['locality']:.1%}"} if "locality" in shares else {})
+        for method, shares in found.items()
+    ]
+    out.print(table("Questions that take a fact's edit", rows))
+
+
 def _timings(model: str, row: Mapping[str, float]) -> dict[str, str]:
     return {"model": model, **{name: f"{value:.3f}" for name, value in row.items()}}
 
