@@ -64,7 +64,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
 
 
 class SentenceModel(nn.Module):
-    """A frozen sentence encoder; make one with `find`."""
+    """A frozen sentence encoder; make one with `open`."""
 
     def __init__(self, name: str, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()

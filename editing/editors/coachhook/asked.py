@@ -22,6 +22,8 @@ from editing.facts import SLOT, FactChange
 from editing.sentences import ANYTHING, SentenceModel, last_sentence, without_subject
 from editing.tokenisation import find_subject
 
+_REMEMBERED = 4096  # texts, by what a reader makes of them
+
 
 class Reader:
     """What is asked, as a sentence encoder reads it; `digest` names the encoder's weights and tokenizer."""
@@ -49,9 +51,6 @@ class Reader:
                 self._known.clear()
             (self._known[text],) = self._model.represent_asked([text])
         return self._known[text]
-
-
-_REMEMBERED = 4096
 
 
 @cache
