@@ -11,10 +11,33 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import Tensor
+
+from editing.tokenisation import pad
 
 ROWS_PER_PASS = 32  # few enough that one long row pads few others
 
 Result = TypeVar("Result")
+
+
+def in_passes(
+    rows: Sequence[list[int]], padding: int, device: torch.device, work: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor | None:
+    """`work` of token ids and mask, both `[n, T]`, on all rows: of like length together, side by side.
+
+    The results `[n, ...]` are put together in the order of `rows`; None where there are none.
+    """
+    chunks = passes_by_length(rows)
+
+    def of_chunk(index: int) -> Tensor:
+        ids, mask = pad([rows[row] for row in chunks[index]], padding, side="right")
+        return work(ids.to(device), mask.to(device))
+
+    parts = side_by_side(of_chunk, len(chunks), device)
+    if not parts:
+        return None
+    order = torch.tensor([row for chunk in chunks for row in chunk])
+    return torch.cat(parts)[order.argsort().to(device)]
 
 
 def passes_by_length(rows: Sequence[Sequence[int]]) -> list[list[int]]:

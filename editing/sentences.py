@@ -24,9 +24,9 @@ from editing.errors import StateError
 from editing.facts import SLOT
 from editing.model_ids import SENTENCE_BACKBONE
 from editing.models.loading import tokenizer_digest
-from editing.passes import passes_by_length, side_by_side
+from editing.passes import in_passes
 from editing.storage import tensors_digest
-from editing.tokenisation import pad, padding_id, tokenise
+from editing.tokenisation import padding_id, tokenise
 
 LONGEST = 128  # tokens of a text that are read; of a longer one, the last
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -87,20 +87,14 @@ class SentenceModel(nn.Module):
         """Representations `[N, R]` of texts, of unit length; texts of like length share a pass."""
         device = self.backbone.device
         rows = [self._ids(tokens.ids) for tokens in tokenise(self.tokenizer, [text.strip() for text in texts])]
-        chunks = passes_by_length(rows)
 
-        def representations_of(index: int) -> Tensor:
-            chunk = [rows[row] for row in chunks[index]]
-            ids_NT, mask_NT = (x.to(device) for x in pad(chunk, padding_id(self.tokenizer), side="right"))
+        def pooled(ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
             hidden_NTR = self.backbone(input_ids=ids_NT, attention_mask=mask_NT).last_hidden_state
             mean_NR = (hidden_NTR * mask_NT[..., None]).sum(1) / mask_NT.sum(1, keepdim=True)
             return nn.functional.normalize(mean_NR.float(), dim=-1)
 
-        parts = side_by_side(representations_of, len(chunks), device)
-        if not parts:
-            return torch.zeros(0, int(self.backbone.config.hidden_size), device=device)
-        order = torch.tensor([row for chunk in chunks for row in chunk])
-        return torch.cat(parts)[order.argsort().to(device)]
+        found_NR = in_passes(rows, padding_id(self.tokenizer), device, pooled)
+        return torch.zeros(0, int(self.backbone.config.hidden_size), device=device) if found_NR is None else found_NR
 
     def represent_asked(self, texts: Sequence[str]) -> Tensor:
         """Representations `[N, R]` of questions whose subject is taken out (`without_subject`), of unit length, less

@@ -133,15 +133,13 @@ def real_quality(
     `forms` the last questions are asked once more.
     """
     space = open_workspace()
-    path, facts = _published_file(space, data), published_facts(space, data)[skip:][:edits]
-    if not facts:
-        raise FeedError(f"{data} leaves no facts behind the first {skip}; lower --skip")
+    path, facts = _published_file(space, data), _facts_behind(space, data, skip, edits)
 
     def measured() -> dict[str, Any]:
         space = open_workspace()
         suites = [suite for suite in configured_suites(space.settings) if suite.name in ("mmlu", "gsm8k")]
         start = space.start(reporter())
-        measured = [start.digest, space.options, batch, every, asked, [fact.fact_id for fact in facts]]
+        run = [start.digest, space.options, batch, every, asked, [fact.fact_id for fact in facts]]
         found = bench_real(
             space.base,
             space.editor,
@@ -157,7 +155,7 @@ def real_quality(
             other_forms=[find_form(space.base.tokenizer, cast(FormChoice, form)) for form in forms],
             progress=reporter(),
             report=report,
-            kept=space.settings.cache / "bench" / content_digest(measured)[:16],
+            kept=space.settings.cache / "bench" / content_digest(run)[:16],
             statistics=space.moments(reporter()),
         )
         return {**found, "options": space.options}
@@ -177,9 +175,7 @@ def asked_alone(data: str, facts: int, skip: int) -> dict[str, dict[str, float]]
     with method_in_force("recipe"):
         space = open_workspace()
         state = space.editor.start(space.base, space.options, None)
-        chosen = published_facts(space, data)[skip:][:facts]
-    if not chosen:
-        raise FeedError(f"{data} leaves no facts behind the first {skip}; lower --skip")
+        chosen = _facts_behind(space, data, skip, facts)
     if not state.config.backbone:
         raise SettingsError(
             "editor.options names a trained encoder; take `encoder` out to measure the one it comes with"
@@ -189,6 +185,14 @@ def asked_alone(data: str, facts: int, skip: int) -> dict[str, dict[str, float]]
     config = CoachHookConfig.from_dict(options)
     asked = AskedFacts(open_reader(config.reader, space.base.model_id), config, chosen)
     return bench_asked(space.base, state, asked, chosen)
+
+
+def _facts_behind(space: Workspace, data: str, skip: int, most: int) -> list[FactChange]:
+    """At most so many of `published_facts` behind the first `skip`. Raises `FeedError` where there are none."""
+    facts = published_facts(space, data)[skip:][:most]
+    if not facts:
+        raise FeedError(f"{data} leaves no facts behind the first {skip}; lower --skip")
+    return facts
 
 
 def published_facts(space: Workspace, data: str) -> list[FactChange]:

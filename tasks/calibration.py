@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from editing.bench.real import bench_real
 from editing.calibration import Trial, candidates, causal_trace, refinements, served_shares
 from editing.editors.coachhook import CoachHookConfig
 from editing.errors import EditRefusedError, SuiteError
+from editing.evals.report import content_digest
 from editing.facts import FactChange
-from editing.storage import canonical_json, read_json, replace_file, write_json
+from editing.storage import read_json, replace_file, write_json
 from tasks.bench import published_facts
 from tasks.errors import FeedError
 from tasks.progress import reporter
@@ -114,10 +114,8 @@ class _Trials:
         self._choosing, self._reporting, self._ends, self._report = choosing, reporting, ends, report
         self._base = space.base
         asked = [fact.fact_id for fact in (*choosing, *reporting)]
-        key = sha256(
-            canonical_json([space.base.fingerprint, space.base.form.to_dict(), defaults.to_dict(), asked]).encode()
-        )
-        self._folder = space.settings.cache / "calibration" / key.hexdigest()[:16]
+        run = [space.base.fingerprint, space.base.form.to_dict(), defaults.to_dict(), asked]
+        self._folder = space.settings.cache / "calibration" / content_digest(run)[:16]
         self._folder.mkdir(parents=True, exist_ok=True)
         self.trials: list[Trial] = []
         self.finished = True
@@ -147,7 +145,7 @@ class _Trials:
         self, part: str, options: Mapping[str, Any], facts: Sequence[FactChange], *, must: bool = False
     ) -> dict[str, float] | None:
         """The shares of a trial, made or read; None where the time is over."""
-        path = self._folder / f"{part}-{sha256(canonical_json(dict(options)).encode()).hexdigest()[:16]}.json"
+        path = self._folder / f"{part}-{content_digest(dict(options))[:16]}.json"
         if not path.exists():
             if not must and time.monotonic() >= self._ends:
                 self.finished = False

@@ -1,6 +1,6 @@
 """Which questions about an edited subject take its edit, by the sentence encoder alone: `errata bench asked`.
 
-Nothing is edited and the language model is not asked, so that a thousand facts take a minute. Told are the shares of
+Nothing is edited and the language model is not asked, so that a thousand facts take minutes. Told are the shares of
 `rephrases` (of the file), of `else_asked` (three questions that ask nothing that was edited, `ELSE_ASKED`), of
 `other_facts` (the questions of two other facts, put about this subject: some ask the same in other words) and, of
 RECIPE alone, of `locality` prompts (of the file) that are answered by an edit.

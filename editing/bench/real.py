@@ -85,8 +85,7 @@ def bench_real(
         reference = evaluate(scorer, suites)
     first_bytes = size_of(state) if size_of else 0
     run = _Run(kept)
-    if (last_state := run.resumed(editor, base, statistics)) is not None:
-        state = last_state
+    state = run.resumed(editor, base, state, statistics)
     for begin in range(run.edits, len(facts), batch_size):
         end = min(begin + batch_size, len(facts))
         started = time.perf_counter()
@@ -143,15 +142,14 @@ class _Run:
         self.seconds: list[float] = []  # a fact, by batch
         self.points: list[dict[str, Any]] = []
 
-    def resumed(self, editor: Editor[Any], base: BaseModel, statistics: SecondMoments | None) -> EditState | None:
-        """The state to go on from; None where nothing was kept. Raises `StateError` for one that is damaged."""
+    def resumed(self, editor: Editor[Any], base: BaseModel, start: Any, statistics: SecondMoments | None) -> Any:
+        """The state to go on from; `start` where nothing was kept. Raises `StateError` for one that is damaged."""
         if self._folder is None or not (path := self._folder / _PROGRESS).exists():
-            return None
+            return start
         found = read_json(path, StateError)
         self.edits, self.converged = found["edits"], found["converged"]
         self.seconds, self.points = found["seconds"], found["points"]
-        state: EditState = editor.load(self._folder / str(self.edits), base, statistics)
-        return state
+        return editor.load(self._folder / str(self.edits), base, statistics)
 
     def keep(self, editor: Editor[Any], state: EditState, edits: int) -> None:
         if self._folder is None:

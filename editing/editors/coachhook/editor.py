@@ -112,7 +112,7 @@ class CoachHook:
             statistics=statistics,
             gate=LeverageGate.empty(layers[config.layers[0]].weight.shape[1]) if config.scope == "leverage" else None,
             form=base.form,
-            reader_digest=open_reader(config.reader, base.model_id).digest if config.reader else None,
+            reader_digest=open_reader(config.reader, base.model_id).backbone_digest if config.reader else None,
         )
 
     def apply(
@@ -292,7 +292,7 @@ def _extend(
         wanted_ND = torch.cat([target.values for target in targets]).to(base.device)
         if gate is not None:
             gate = _extended_gate(base, state, gate, groups, texts, read)
-            hooks.guard(gate, (*state.facts, *facts))
+            hooks.guard(gate, facts)
         else:
             hooks.open()
         for done, layer in enumerate(config.layers):

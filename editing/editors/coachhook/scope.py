@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.editors.base import claim, continuation_column, release
-from editing.editors.coachhook.asked import AskedFacts, open_reader
+from editing.editors.coachhook.asked import AskedFacts
 from editing.editors.coachhook.config import CoachHookConfig
 from editing.editors.coachhook.leverage import LeverageGate
 from editing.editors.coachhook.state import CoachHookState, LayerState
@@ -155,17 +155,12 @@ class Hooks:
         *,
         gate: LeverageGate | None = None,
         solved_texts: Sequence[str] = (),
-        facts: Sequence[FactChange] = (),
-        reader_digest: str | None = None,
+        asked: AskedFacts | None = None,
         within: bool = False,
     ) -> None:
         self._base = base
         self._within = within
-        self._config = config
-        self._reader = open_reader(config.reader, base.model_id) if config.reader else None
-        if self._reader is not None and reader_digest is not None:
-            self._reader.require(reader_digest)
-        self._asked = self._asked_of(facts)
+        self._asked = asked
         self._scope, self._change = config.scope, config.change
         self._gate, self._first = gate, config.layers[0]
         self._read: tuple[Tensor, Tensor, Tensor] | None = None
@@ -201,8 +196,7 @@ class Hooks:
             decisions,
             gate=state.gate,
             solved_texts=state.solved_texts,
-            facts=state.facts,
-            reader_digest=state.reader_digest,
+            asked=AskedFacts.of(base, state),
             within=within,
         )
 
@@ -218,14 +212,12 @@ class Hooks:
         self._hooks[layer] = hook
 
     def guard(self, gate: LeverageGate, facts: Sequence[FactChange]) -> None:
-        """Let this gate, of the edits of these facts, decide from now on. Until `put` gives a layer its own changes, a
-        token gets its plain one."""
-        self._gate, self._asked = gate, self._asked_of(facts)
+        """Let this gate, with the edits of these facts, decide from now on. Until `put` gives a layer its own changes,
+        a token gets its plain one."""
+        self._gate = gate
+        self._asked = None if self._asked is None else self._asked.extended(facts)
         for hook in self._hooks.values():
             hook.own = None
-
-    def _asked_of(self, facts: Sequence[FactChange]) -> AskedFacts | None:
-        return None if self._reader is None else AskedFacts(self._reader, self._config, facts)
 
     def open(self) -> None:
         """Let every token take the hooks' weights, until `put` gates a layer again."""
@@ -318,9 +310,7 @@ class Hooks:
             fired_BT = fired_BT & self._real_BT.to(fired_BT.device)
         if len(self._read_so_far) != len(fired_BT):
             self._read_so_far = [_Row(None, set()) for _ in fired_BT]
-        column = continuation_column()
-        begins = 0 if self._cached else fired_BT.shape[1] if column is None else column
-        begins_B = torch.as_tensor(begins).reshape(-1).expand(len(fired_BT)).tolist()
+        begins_B = self._answers_begin(*fired_BT.shape)
         for index, place in fired_BT.nonzero().tolist():
             row = self._read_so_far[index]
             text = self._text(index, place)
@@ -331,8 +321,7 @@ class Hooks:
                     continue
                 scores_BT[index, place], rows_BT[index, place] = told
             subject = gate.subjects[int(rows_BT[index, place])]
-            question = self._question(row, index, begins_B[index])
-            if self._asked is not None and question is not None and not self._asked.asks(question, subject):
+            if self._asked is not None and not self._asked.asks(self._question(row), subject):
                 fired_BT[index, place] = False
                 continue
             if subject in row.taken and place >= begins_B[index]:
@@ -340,14 +329,15 @@ class Hooks:
             row.taken.add(subject)
         return scores_BT, rows_BT, fired_BT
 
-    def _question(self, row: _Row, index: int, begins: int) -> str | None:
-        """What a row's prompt asks, without the form that it stands in; None where its tokens are not known."""
-        if self._asked is None or row.ids is None or self._real_BT is None:
-            return None
-        if not self._cached:
-            row.prompt = int(self._real_BT[index, :begins].sum())
-        text = str(self._base.tokenizer.decode(row.ids[: row.prompt]))
-        return self._base.form.asked(text)
+    def _answers_begin(self, rows: int, columns: int) -> list[int]:
+        """The column of this pass at which each row's answer begins."""
+        column = continuation_column()
+        begins = 0 if self._cached else columns if column is None else column
+        return torch.as_tensor(begins).reshape(-1).expand(rows).tolist()
+
+    def _question(self, row: _Row) -> str:
+        """What a row's prompt asks, without the form that it stands in; empty where its tokens are not known."""
+        return self._base.form.asked(str(self._base.tokenizer.decode((row.ids or [])[: row.prompt])))
 
     def _text(self, index: int, place: int) -> str | None:
         """The text of a row up to a column of this pass; None where its tokens are not known (embeddings came)."""
@@ -408,9 +398,12 @@ class Hooks:
             rows = [_Row([], set()) for _ in self._real_BT]
         if ids_BT is None:
             return [_Row(None, row.taken) for row in rows]
-        for row, ids, real in zip(rows, ids_BT.tolist(), self._real_BT.tolist(), strict=False):
+        begins = self._answers_begin(*ids_BT.shape)
+        for row, ids, real, begin in zip(rows, ids_BT.tolist(), self._real_BT.tolist(), begins, strict=False):
             if row.ids is not None:
                 row.ids += [token for token, kept in zip(ids, real, strict=True) if kept]
+            if not self._cached:
+                row.prompt = sum(real[:begin])
         return rows
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -25,7 +25,7 @@ from editing.editors.identity import complete, require_format, require_unaltered
 from editing.editors.recipe.config import EncoderConfig
 from editing.errors import ModelError, StateError
 from editing.models import BaseModel
-from editing.passes import passes_by_length, side_by_side
+from editing.passes import in_passes
 from editing.storage import (
     canonical_json,
     link_file,
@@ -36,7 +36,7 @@ from editing.storage import (
     write_json,
     write_tensors,
 )
-from editing.tokenisation import pad, padding_id, tokenise
+from editing.tokenisation import padding_id, tokenise
 
 FORMAT = 1
 KIND = "recipe-encoder"
@@ -193,18 +193,10 @@ class RecipeEncoder(nn.Module):
         """Features `[N, 4H]`; texts of like length share a pass."""
         device = self.sentinel_SH.device
         rows = [self._ids(tokens.ids) for tokens in tokenise(self.tokenizer, [text.strip() for text in texts])]
-        chunks = passes_by_length(rows)
-
-        def features_of(index: int) -> Tensor:
-            chunk = [rows[row] for row in chunks[index]]
-            ids, mask = (x.to(device) for x in pad(chunk, padding_id(self.tokenizer), side="right"))
-            return self._pooled(*self._embedded(ids, mask))
-
-        parts = side_by_side(features_of, len(chunks), device)
-        if not parts:
-            return self.sentinel_SH.new_zeros(0, 4 * self.sentinel_SH.shape[1])
-        order = torch.tensor([row for chunk in chunks for row in chunk])
-        return torch.cat(parts)[order.argsort().to(device)]
+        found = in_passes(
+            rows, padding_id(self.tokenizer), device, lambda ids, mask: self._pooled(*self._embedded(ids, mask))
+        )
+        return self.sentinel_SH.new_zeros(0, 4 * self.sentinel_SH.shape[1]) if found is None else found
 
     def _ids(self, ids: list[int]) -> list[int]:
         """The ids that are read: of a long text the last, behind the tokenizer's own class token if it has one."""
